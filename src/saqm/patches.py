@@ -1,0 +1,166 @@
+"""Image -> windows -> pooled score: the one cutter, for training, scoring and maps.
+
+Axes: N windows, C channels (always 3, Table 1 row 1), H W image, P side of a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saqm.errors import NotScorable
+from saqm.image import Image
+
+PATCH_SIDE = 32  # pixels; paper, Table 1, first row
+CHUNK = 64  # windows per batch: fixed, so that the same window meets the same arithmetic whatever else is scored
+
+Channels = Literal["gray", "rgb", "bands"]
+
+# Bands: fine detail apart from shading, so that a narrow network sees noise and texture at once.
+_BINOMIAL = np.array([1, 4, 6, 4, 1], np.float32) / 16
+_FINE_SCALE, _MIDDLE_SCALE = 2.0, 4.0  # grey levels of 255 at which asinh turns from linear to logarithmic
+_SHADE_CENTRE, _SHADE_SCALE = 110.0, 70.0  # grey levels of 255
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How windows are cut from an image and what the network is given; travels in the model file's header.
+
+    channels: "gray" (luminance, three times), "rgb", or "bands" (fine, middle and shade of the luminance).
+    mean, sd: per channel, subtracted and divided after the channels are made (the identity for "bands").
+    min_coverage: least share of a window inside the mask for the window to be judged, 0 to 1.
+    """
+
+    channels: Channels = "bands"
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    sd: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    patch: int = PATCH_SIDE
+    stride: int = PATCH_SIDE
+    min_coverage: float = 0.95
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """The windows of one image that are to be judged.
+
+    planes_CHW: float32, the prepared channels of the whole image.
+    positions_N2: int, top row and left column of each judged window, in reading order.
+    total: how many windows the grid has, judged or masked.
+    """
+
+    planes_CHW: NDArray[np.float32]
+    positions_N2: NDArray[np.int_]
+    patch: int
+    total: int
+
+    def __len__(self) -> int:
+        return len(self.positions_N2)
+
+    def take(self, index: NDArray[np.int_] | slice) -> NDArray[np.float32]:
+        """The chosen windows, float32 (N, 3, P, P)."""
+        views = np.lib.stride_tricks.sliding_window_view(self.planes_CHW, (self.patch, self.patch), axis=(1, 2))
+        rows, columns = self.positions_N2[index].T
+        return np.ascontiguousarray(views[:, rows, columns].swapaxes(0, 1))
+
+    def batches(self, size: int = CHUNK) -> Iterator[NDArray[np.float32]]:
+        """All windows in order, `size` at a time: memory is bounded by `size`, whatever the image."""
+        for start in range(0, len(self), size):
+            yield self.take(slice(start, start + size))
+
+
+def luminance(image: Image) -> NDArray[np.float32]:
+    """BT.601 luminance on 0..255, (H, W), not rounded: the one place that knows [0, 255]."""
+    pixels = image.pixels
+    if pixels.ndim == 3:
+        pixels = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
+    return np.asarray(pixels * np.float32(255), np.float32)
+
+
+def planes(image: Image, preparation: Preparation) -> NDArray[np.float32]:
+    """The three channels that the network is given, for the whole image, float32 (3, H, W)."""
+    if preparation.channels == "rgb":
+        made = (image.pixels if image.pixels.ndim == 3 else np.repeat(image.pixels[..., None], 3, 2)).transpose(2, 0, 1)
+    elif preparation.channels == "gray":
+        made = np.repeat((luminance(image) / 255)[None], 3, 0)
+    else:
+        grey = luminance(image)
+        smooth = _smooth(grey, 1)
+        smoother = _smooth(smooth, 2)
+        made = np.stack(
+            [
+                np.arcsinh((grey - smooth) / _FINE_SCALE),
+                np.arcsinh((smooth - smoother) / _MIDDLE_SCALE),
+                (smoother - _SHADE_CENTRE) / _SHADE_SCALE,
+            ]
+        )
+    mean, sd = np.asarray(preparation.mean, np.float32), np.asarray(preparation.sd, np.float32)
+    return np.ascontiguousarray((made - mean[:, None, None]) / sd[:, None, None], np.float32)
+
+
+def grid(height: int, width: int, patch: int, stride: int) -> NDArray[np.int_]:
+    """Top-left corners (N, 2) in reading order; the last row and column are shifted inside: no pixel is invented."""
+
+    def starts(length: int) -> NDArray[np.int_]:
+        return np.unique(np.append(np.arange(0, length - patch + 1, stride), length - patch))
+
+    return np.stack(np.meshgrid(starts(height), starts(width), indexing="ij"), -1).reshape(-1, 2)
+
+
+def coverage(mask: NDArray[np.bool_], positions_N2: NDArray[np.int_], patch: int) -> NDArray[np.float64]:
+    """Share of each window that lies inside the mask, (N,), 0 to 1."""
+    total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
+    total[1:, 1:] = mask.cumsum(0).cumsum(1)
+    top, left = positions_N2.T
+    bottom, right = top + patch, left + patch
+    inside = total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left]
+    return np.asarray(inside / patch**2)
+
+
+def cut(image: Image, preparation: Preparation, stride: int | None = None) -> Windows:
+    """The windows of an image that are to be judged.
+
+    `stride` overrides the preparation's. Raises NotScorable for an image smaller than one window, a mask that leaves no
+    window, or one constant value inside the mask.
+    """
+    height, width = image.mask.shape
+    patch = preparation.patch
+    if min(height, width) < patch:
+        raise NotScorable(f"image of {height}x{width} pixels is smaller than one {patch}x{patch} window")
+    positions = grid(height, width, patch, stride or preparation.stride)
+    judged = positions[coverage(image.mask, positions, patch) >= preparation.min_coverage]
+    if not image.mask.any():
+        raise NotScorable("nothing to judge: the mask is empty")
+    inside = image.pixels[image.mask]
+    if float(np.ptp(inside)) == 0:
+        raise NotScorable(f"constant image: every judged pixel is {float(inside.flat[0]):.4g}")
+    if not len(judged):
+        raise NotScorable(
+            f"nothing to judge: no {patch}x{patch} window lies at least {preparation.min_coverage:.0%} inside the mask "
+            f"({image.judged_share:.0%} of the picture)"
+        )
+    return Windows(planes(image, preparation), judged, patch, len(positions))
+
+
+def pool(scores_N: NDArray[np.floating], weights_N: NDArray[np.floating] | None = None) -> float:
+    """The image's value from its windows': the mean (the paper), or the mean weighted by `weights_N` (positive)."""
+    if weights_N is None:
+        return float(np.mean(scores_N, dtype=np.float64))
+    return float(np.average(np.asarray(scores_N, np.float64), weights=np.asarray(weights_N, np.float64)))
+
+
+def _smooth(grey: NDArray[np.float32], dilation: int) -> NDArray[np.float32]:
+    """Binomial low-pass of five taps, `dilation` apart, along both axes; borders repeat the edge pixel."""
+    reach = 2 * dilation
+    for axis in (0, 1):
+        padding = [(reach, reach) if a == axis else (0, 0) for a in (0, 1)]
+        padded = np.pad(grey, padding, mode="edge")
+        length = grey.shape[axis]
+        grey = sum(  # type: ignore[assignment]
+            weight * padded.take(range(tap * dilation, tap * dilation + length), axis)
+            for tap, weight in enumerate(_BINOMIAL)
+        )
+    return grey
