@@ -13,17 +13,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from saqm.image.decoded import Step
+
 DEFAULT_MAX_PIXELS = 200_000_000  # one frame; a file that announces more is refused before it is decoded
 
 MaskMode = Literal["auto", "none"]
 
-
-@dataclass(frozen=True)
-class Step:
-    """One thing done to the pixels, and where its numbers came from: Step("window", {"center": 40, "from": "file"})."""
-
-    name: str
-    details: Mapping[str, object] = field(default_factory=dict)
+__all__ = ["DEFAULT_MAX_PIXELS", "Image", "MaskMode", "Source", "Step"]
 
 
 @dataclass(frozen=True)
