@@ -1,0 +1,194 @@
+"""Tables of score records: each format gives the record back, and a file is whole or as it was."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from saqm.errors import MissingExtra, OutputError
+from saqm.outputs import table
+
+SCORED: dict[str, object] = {
+    "path": "a/scan.dcm",
+    "sha256": "ab" * 32,
+    "frame": 3,
+    "modality": "CT",
+    "uids": {"study": "1.2", "series": "1.2.3", "instance": "1.2.3.4", "sop_class": "1.2.840"},
+    "status": "scored",
+    "score": 63.271828182845904,
+    "score_raw": -0.1,
+    "interval": [55.5, 71.25],
+    "coverage": 0.9,
+    "out_of_domain": {"statistic": 1.5, "p": 0.04, "flag": True},
+    "verdict": None,
+    "reasons": [],
+    "model": {"name": "default", "version": "1", "sha256": "cd" * 32, "engine": "onnx"},
+    "preparation": {"channels": "bands", "mean": [0.0, 0.0, 0.0], "sd": [1.0, 1.0, 1.0], "patch": 32, "stride": 32,
+                    "min_coverage": 0.95},
+    "patches": {"used": 60, "masked": 40},
+    "warnings": ["modality CT is new", "small"],
+    "software": "saqm 0.1.0",
+    "created": None,
+}  # fmt: skip
+REFUSED: dict[str, object] = {
+    **dict.fromkeys(SCORED),
+    "path": "b.dcm",
+    "status": "not_scored",
+    "reasons": ["empty file"],
+    "warnings": [],
+}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json"])
+def test_what_is_written_is_read_back(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"scores.{suffix}"
+    table.save_records([SCORED, REFUSED], path)
+    first, second = table.read_records(path)
+    assert table.flatten(first) == table.flatten(SCORED)
+    assert table.flatten(second) == table.flatten(REFUSED)
+    assert second["score"] is None
+    assert second["reasons"] == ["empty file"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json"])
+def test_reading_and_writing_again_gives_the_same_bytes(tmp_path: Path, suffix: str) -> None:
+    first, second = tmp_path / f"one.{suffix}", tmp_path / f"two.{suffix}"
+    table.save_records([SCORED, REFUSED], first)
+    table.save_records(table.read_records(first), second)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_no_records_give_a_header_or_an_empty_list(tmp_path: Path) -> None:
+    table.save_records([], tmp_path / "x.json")
+    table.save_records([], tmp_path / "x.csv")
+    assert json.loads((tmp_path / "x.json").read_text()) == []
+    assert (tmp_path / "x.csv").read_text().startswith("path,sha256,frame,")
+
+
+def test_missing_is_empty_in_csv_and_na_in_tsv() -> None:
+    def second_row(form: table.TextFormat) -> dict[str, str]:
+        stream = io.StringIO()
+        table.write_records([SCORED, REFUSED], stream, form)
+        stream.seek(0)
+        return list(csv.DictReader(stream, dialect="excel" if form == "csv" else "excel-tab"))[1]
+
+    assert second_row("csv")["score"] == ""
+    tsv = second_row("tsv")
+    assert tsv["score"] == "n/a"
+    assert "" not in tsv.values()
+
+
+def test_parquet_has_typed_columns(tmp_path: Path) -> None:
+    import polars
+
+    table.save_records([REFUSED, SCORED], tmp_path / "scores.parquet")
+    frame = polars.read_parquet(tmp_path / "scores.parquet")
+    assert frame["score"].to_list() == [None, SCORED["score"]]
+    assert frame["patches_used"].to_list() == [None, 60]
+    assert frame["warnings"].to_list() == [[], ["modality CT is new", "small"]]
+
+
+def test_parquet_without_polars_names_the_install_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "polars", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'saqm\[parquet\]'"):
+        table.save_records([SCORED], tmp_path / "scores.parquet")
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@"])
+def test_text_that_a_spreadsheet_would_run_is_defused_in_csv(tmp_path: Path, start: str) -> None:
+    name = f'{start}cmd|"/c calc".dcm'
+    table.save_records([{**SCORED, "path": name}], tmp_path / "x.csv")
+    with (tmp_path / "x.csv").open(newline="") as stream:
+        row = next(csv.DictReader(stream))
+    assert row["path"] == "'" + name
+    assert row["score_raw"] == "-0.1"  # a number keeps its sign
+    assert next(iter(table.read_records(tmp_path / "x.csv")))["path"] == name
+
+
+def test_names_with_separators_line_ends_and_foreign_bytes_survive(tmp_path: Path) -> None:
+    name = os.fsdecode(b'a,b\t"c"\nd \xff\xc3\xa9.dcm')
+    for suffix in ("csv", "tsv", "jsonl"):
+        table.save_records([{**SCORED, "path": name}], tmp_path / f"x.{suffix}")
+        assert next(iter(table.read_records(tmp_path / f"x.{suffix}")))["path"] == name
+
+
+def test_records_are_written_as_they_come() -> None:
+    stream = io.StringIO()
+
+    def records() -> Iterator[dict[str, object]]:
+        yield SCORED
+        assert stream.getvalue().count("\n") == 2, (
+            "header and first row must be out before the second record is asked for"
+        )
+        yield REFUSED
+
+    table.write_records(records(), stream, "tsv")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "parquet"])
+def test_an_old_result_stays_whole_when_the_run_fails(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"scores.{suffix}"
+    table.save_records([SCORED], path)
+    before = path.read_bytes()
+
+    def broken() -> Iterator[dict[str, object]]:
+        yield REFUSED
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        table.save_records(broken(), path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_result_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"nowhere.*x\.csv: cannot be written: No such file"):
+        table.save_records([SCORED], tmp_path / "nowhere" / "x.csv")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(OutputError, match="not an ordinary file"):
+        table.save_records([SCORED], tmp_path / "folder.csv")
+
+
+def test_a_result_has_the_rights_any_new_file_has_and_a_link_stays_a_link(tmp_path: Path) -> None:
+    plain, result, link = tmp_path / "plain", tmp_path / "x.csv", tmp_path / "link.csv"
+    plain.touch()
+    link.symlink_to(result)
+    table.save_records([SCORED], link)
+    assert link.is_symlink()
+    assert stat.S_IMODE(result.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_an_unknown_suffix_is_refused_with_those_there_are() -> None:
+    with pytest.raises(OutputError, match=r"cannot tell the format; name it \.csv, \.tsv"):
+        table.format_of("scores.xlsx")
+
+
+def test_a_foreign_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("file,quality\na,1\n")
+    with pytest.raises(OutputError, match="not a table of scores: its columns are file, quality"):
+        list(table.read_records(tmp_path / "x.csv"))
+    (tmp_path / "x.jsonl").write_text("{torn")
+    with pytest.raises(OutputError, match="not a table of scores"):
+        list(table.read_records(tmp_path / "x.jsonl"))
+
+
+def test_the_terminal_table_shows_score_share_and_reason() -> None:
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=160)
+    console.print(table.table([SCORED, {**REFUSED, "path": "evil\x1b[2J.dcm", "reasons": ["[red]not markup[/red]"]}]))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "a/scan.dcm [3]" in text
+    assert "63.3" in text
+    assert "60%" in text
+    assert "modality CT is new; small" in text
+    assert "evil\\x1b[2J.dcm" in text
+    assert "[red]not markup[/red]" in text
