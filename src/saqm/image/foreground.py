@@ -19,6 +19,7 @@ LEAST_RISE = 3 / 255  # a pixel this far above the background is no background
 NEAR = 6 / 255  # ring pixels this close to the commonest level are background
 NOISE_RISE = 5.0  # and also this many standard deviations of the background
 CLOSING, OPENING = 5, 3  # radii: bridges the scalp's dark fat; removes tables, headrests, letters
+LEAST_SPECK = 0.001  # a component of the picture smaller than this share of it is a letter or noise
 LEAST_PART = 0.1  # a component smaller than this share of the largest is text, a marker, a table
 HULL_DIRECTIONS = 32  # half-planes that bound a sector, each from both sides
 FACE_DEPTH = 0.12  # share of a sector's height within which both ends of the transducer's face are found
@@ -143,7 +144,7 @@ def _anatomy(
     above = (smooth > threshold) & ~flat
     # The frame of background lets parts that touch the border keep their shape under closing and opening.
     margin = CLOSING + OPENING + 1
-    solid = np.pad(above, margin)
+    solid = np.pad(_without_specks(above), margin)
     solid = ndimage.binary_fill_holes(_close(solid, CLOSING))
     solid = _open(np.asarray(solid, np.bool_), OPENING)
     labels, count = ndimage.label(solid)
@@ -155,6 +156,16 @@ def _anatomy(
     kept = np.logical_or.reduce([_sector(part) for part in chosen] if modality == "US" else chosen)
     parts = kept[margin:-margin, margin:-margin] & ~flat
     return parts, above & ~parts
+
+
+def _without_specks(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Letters and noise leave before closing can weld them into something solid."""
+    from scipy import ndimage
+
+    labels, _ = ndimage.label(mask, np.ones((3, 3)))
+    large = np.bincount(labels.ravel()) >= LEAST_SPECK * mask.size
+    large[0] = False
+    return np.asarray(large[labels], np.bool_)
 
 
 def _close(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
