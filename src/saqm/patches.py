@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from saqm.errors import NotScorable
+from saqm.errors import NotScorable, SaqmError
 from saqm.image import Image
 
 PATCH_SIDE = 32  # pixels; paper, Table 1, first row
@@ -124,19 +124,22 @@ def cut(image: Image, preparation: Preparation, stride: int | None = None) -> Wi
     """The windows of an image that are to be judged.
 
     `stride` overrides the preparation's. Raises NotScorable for an image smaller than one window, a mask that leaves no
-    window, or one constant value inside the mask.
+    window, or one constant value inside the mask, and SaqmError for a stride below 1.
     """
     height, width = image.mask.shape
     patch = preparation.patch
+    stride = preparation.stride if stride is None else stride
+    if stride < 1:
+        raise SaqmError(f"stride of {stride} pixels; at least 1 is needed to move on")
     if min(height, width) < patch:
         raise NotScorable(f"image of {height}x{width} pixels is smaller than one {patch}x{patch} window")
-    positions = grid(height, width, patch, stride or preparation.stride)
+    positions = grid(height, width, patch, stride)
     judged = positions[coverage(image.mask, positions, patch) >= preparation.min_coverage]
     if not image.mask.any():
         raise NotScorable("nothing to judge: the mask is empty")
     inside = image.pixels[image.mask]
-    if float(np.ptp(inside)) == 0:
-        raise NotScorable(f"constant image: every judged pixel is {float(inside.flat[0]):.4g}")
+    if not np.ptp(inside, axis=0).any():  # per channel: one plain colour is constant, too
+        raise NotScorable(f"constant image: every judged pixel is {np.array2string(inside[0], precision=4)}")
     if not len(judged):
         raise NotScorable(
             f"nothing to judge: no {patch}x{patch} window lies at least {preparation.min_coverage:.0%} inside the mask "
