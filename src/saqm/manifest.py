@@ -15,7 +15,6 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from saqm.errors import ManifestError, OutputError
+from saqm.writing import replacing
 
 REQUIRED_COLUMNS = ("path", "scene")
 OPTIONAL_COLUMNS = ("score", "domain", "score_sd", "raters", "reference", "method", "split", "weight")
@@ -344,24 +344,11 @@ def write_manifest(manifest: Manifest, path: str | Path) -> None:
         table.writerows([_as_cell(cells.get(name)) for name in header] for cells in written)
         text = buffer.getvalue()
     if manifest.scale is not None:
-        replace_text(sidecar, json.dumps(_sidecar(manifest.scale), indent=2, ensure_ascii=False) + "\n")
-    replace_text(path, text)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file beside and rename it into place, so that an old one is never left half overwritten."""
-    try:
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        os.chmod(beside, path.stat().st_mode if path.exists() else 0o644)  # mkstemp's own mode hides it from others
-        os.replace(beside, path)
-    except OSError as error:
-        Path(beside).unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+        scale = json.dumps(_sidecar(manifest.scale), indent=2, ensure_ascii=False) + "\n"
+        with replacing(sidecar) as beside:
+            beside.write_bytes(scale.encode())
+    with replacing(path) as beside:
+        beside.write_bytes(text.encode())
 
 
 def _cells(row: Row, folder: Path) -> dict[str, object]:
