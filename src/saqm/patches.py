@@ -162,7 +162,7 @@ def _smooth(grey: NDArray[np.float32], dilation: int) -> NDArray[np.float32]:
         padding = [(reach, reach) if a == axis else (0, 0) for a in (0, 1)]
         padded = np.pad(grey, padding, mode="edge")
         length = grey.shape[axis]
-        grey = sum(  # type: ignore[assignment]
+        grey = sum(
             weight * padded.take(range(tap * dilation, tap * dilation + length), axis)
             for tap, weight in enumerate(_BINOMIAL)
         )

@@ -1,1 +1,1 @@
-"""What is made of scores and images: tables, pictures, reports."""
+"""Scores and maps become files here: tables, pictures, reports."""
