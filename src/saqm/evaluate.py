@@ -695,17 +695,26 @@ def evaluate(
 ) -> Evaluation:
     """Score every image of a manifest that has an opinion score, and evaluate. One broken file is one listed failure.
 
-    Scores of 0..100 are put on the manifest's scale. Not cross-validated: whether these scenes were trained on is for
-    the caller to know. Raises ManifestError for a manifest without scale, UndefinedScore when no image could be scored.
+    Scores of 0..100 are put on the manifest's scale. Not cross-validated: where the model's file says that
+    it was trained on some of these images, the protocol says how many. Raises ManifestError for a manifest without scale, UndefinedScore when no image could be scored.
     """
     from saqm.image import read_image
-    from saqm.scorer import score
+    from saqm.scorer import ModelScorer, score
+
+    trained_on = frozenset(scorer.header.training.images_sha256 if isinstance(scorer, ModelScorer) else ())
+    seen: list[str] = []
+
+    def score_file(path: str) -> float | None:
+        image = read_image(path)
+        if image.source.sha256 in trained_on:
+            seen.append(path)
+        return score(image, scorer).score
 
     rows = [row for row in manifest.rows if row.score is not None and (row.judged or not judged_only)]
     if manifest.scale is None:
         normalised(0, None)  # says how to give one
-    predictions, failures = score_rows(rows, manifest.scale, lambda path: score(read_image(path), scorer).score)
-    return evaluate_predictions(
+    predictions, failures = score_rows(rows, manifest.scale, score_file)
+    evaluation = evaluate_predictions(
         rows,
         predictions,
         seed=seed,
@@ -715,6 +724,10 @@ def evaluate(
         failures=failures,
         manifest_sha256=manifest.sha256,
     )
+    if seen:
+        warning = f"the model was trained on {len(seen)} of these {len(rows)} images, so this is no test of it"
+        evaluation = replace(evaluation, protocol=f"{evaluation.protocol}; {warning}")
+    return evaluation
 
 
 def score_rows(
@@ -824,6 +837,28 @@ def read_predictions(path: str | Path) -> tuple[Prediction, ...]:
     return tuple(made)
 
 
+def predictions_of(rows: Sequence[Row], table: Sequence[Prediction]) -> tuple[tuple[float | None, ...], ...]:
+    """The predictions of a table for `rows`, a tuple for each of its seeds; images are told by their SHA-256.
+
+    None where an image was not predicted. Raises ManifestError where the table has none of these images, or one twice.
+    """
+    found: dict[int | None, dict[str, float | None]] = defaultdict(dict)
+    for line in table:
+        if line.sha256 in found[line.seed]:
+            raise ManifestError(f"{line.path}: predicted twice with seed {line.seed}; leave one line")
+        found[line.seed][line.sha256] = line.prediction
+    hashes = [_file_sha256(row.path) for row in rows]
+    if not any(sha256 in known for known in found.values() for sha256 in hashes):
+        raise ManifestError(f"none of the {len(table)} predictions is of one of these {len(rows)} images")
+    return tuple(tuple(known.get(sha256) for sha256 in hashes) for known in found.values())
+
+
+def mean_of_seeds(by_seed: Sequence[Sequence[float | None]]) -> tuple[float | None, ...]:
+    """For each image the mean of the seeds that predicted it, None where none did."""
+    known = [[value for value in values if value is not None] for values in zip(*by_seed, strict=True)]
+    return tuple(sum(values) / len(values) if values else None for values in known)
+
+
 def _file_sha256(path: Path) -> str:
     try:
         with path.open("rb") as file:
@@ -850,7 +885,7 @@ def scatter(evaluation: Evaluation, path: str | Path) -> None:
         index = [i for i, row in enumerate(evaluation.rows) if row.domain == domain]
         _panel(axes, evaluation, domain, index)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
     with replacing(path) as beside:
         beside.write_bytes(buffer.getvalue())
 
@@ -887,19 +922,18 @@ def _panel(axes: Axes, evaluation: Evaluation, domain: str, index: Sequence[int]
 
 
 def _name_methods(axes: Axes, evaluation: Evaluation, index: Sequence[int], limits: Interval) -> None:
-    """A diamond and the name at each method's mean; names that would lie on one another are moved up."""
+    """A diamond at each method's mean, its name on the right edge in the same order, a thin line between the two."""
     by_method: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for i in index:
         row = evaluation.rows[i]
         if row.method is not None and row.score is not None:
             by_method[row.method].append((evaluation.predictions[i], row.score))
-    centres = {method: np.mean(places, axis=0) for method, places in by_method.items()}
-    width, height = 0.16 * (limits[1] - limits[0]), 0.035 * (limits[1] - limits[0])  # of a name, in data units
-    taken: list[tuple[float, float]] = []
-    for method, (x, y) in sorted(centres.items(), key=lambda item: float(item[1][1])):
-        at = (float(x) + height / 2, float(y))
-        while any(abs(at[0] - a) < width and abs(at[1] - b) < height for a, b in taken):
-            at = (at[0], at[1] + height / 4)
-        taken.append(at)
-        axes.plot(x, y, marker="D", color="0.15", markersize=4, zorder=4)
-        axes.annotate(method, (x, y), at, fontsize=8, color="0.15", va="center", zorder=5)
+    side = limits[1] - limits[0]
+    line, below = side / 26, -math.inf  # a line of text, in data units
+    for method, places in sorted(by_method.items(), key=lambda item: float(np.mean(item[1], axis=0)[1])):
+        x, y = np.mean(places, axis=0)
+        below = max(y, below + line)
+        at = (limits[1] + 0.02 * side, below)
+        axes.plot(x, y, marker="D", color="0.15", markersize=4, zorder=5)
+        axes.plot((x, limits[1], at[0]), (y, below, below), color="0.6", linewidth=0.5, clip_on=False, zorder=4)
+        axes.text(*at, f" {method}", fontsize=8, color="0.15", va="center")
