@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+BYTES_PER_PIXEL = 8  # what compressed data may grow to, per pixel of the limit: 16-bit colour and some header
+
 
 @dataclass(frozen=True)
 class Step:

@@ -22,9 +22,14 @@ from saqm.image.dicom_header import MAGIC, MAGIC_AT, WITH_EXTRA, Header, first_l
 SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
+def marked(head: bytes) -> bool:
+    """Whether the bytes have DICOM's mark after the preamble."""
+    return head[MAGIC_AT : MAGIC_AT + 4] == MAGIC
+
+
 def claims(name: str, head: bytes) -> bool:
     """Whether a file is for this reader: DICM after the preamble, a bare data set, or a DICOM suffix."""
-    return head[MAGIC_AT : MAGIC_AT + 4] == MAGIC or looks_bare(head) or name.lower().endswith(SUFFIXES)
+    return marked(head) or looks_bare(head) or name.lower().endswith(SUFFIXES)
 
 
 def read(

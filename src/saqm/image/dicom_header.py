@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from saqm.errors import ImageError, SaqmError
+from saqm.image.decoded import BYTES_PER_PIXEL
 from saqm.image.dicom_elements import integer, text
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ WITHOUT_DECODER = {
 DECODER_ORDER = ("pyjpegls", "pylibjpeg", "pydicom", "pillow", "imagecodecs", "gdcm")
 JPEG_ORDER = ("pillow", "imagecodecs", "gdcm", "pylibjpeg")
 
-BYTES_PER_PIXEL = 8  # what a deflated file may grow to, per pixel of the limit: colour of 16 bits and some header
 UNDEFINED = 0xFFFFFFFF
 
 
