@@ -192,3 +192,16 @@ def test_the_terminal_table_shows_score_share_and_reason() -> None:
     assert "modality CT is new; small" in text
     assert "evil\\x1b[2J.dcm" in text
     assert "[red]not markup[/red]" in text
+
+
+def test_the_terminal_table_names_a_shared_folder_once_and_a_reason_without_the_path() -> None:
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=160)
+    rows = [
+        {**REFUSED, "path": f"/long/folder/{n}.dcm", "reasons": [f"/long/folder/{n}.dcm: empty file"]} for n in "ab"
+    ]
+    console.print(table.table(rows))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert text.count("/long/folder/") == 1
+    assert "empty file" in text

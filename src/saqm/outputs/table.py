@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,9 @@ COLUMNS: tuple[Column, ...] = (
     _column("preparation.patch", "integer"),
     _column("preparation.stride", "integer"),
     _column("preparation.min_coverage", "number"),
+    _column("preparation.window", "object"),
+    _column("preparation.mask", "object"),
+    _column("preparation.judged_share", "number"),
     _column("preparation.steps", "object"),
     _column("patches.used", "integer"),
     _column("patches.masked", "integer"),
@@ -156,22 +160,25 @@ def table(records: Iterable[Record]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    cells = [flatten(record) for record in records]
+    folder = _common_folder([str(row["path"]) for row in cells])
     made = Table(box=None, pad_edge=False, header_style="bold")
-    made.add_column("file", overflow="fold", ratio=3)
+    made.add_column(Text(printable(f"file (in {folder})" if folder else "file")), overflow="fold", ratio=3)
     for name in ("score", "raw", "judged"):
         made.add_column(name, justify="right", no_wrap=True)
     made.add_column("modality", no_wrap=True)
     made.add_column("notes", overflow="fold", ratio=4)
-    for record in records:
-        cells = flatten(record)
-        frame = "" if cells["frame"] is None else f" [{cells['frame']}]"
+    for row in cells:
+        path = str(row["path"])
+        frame = "" if row["frame"] is None else f" [{row['frame']}]"
+        notes = [note.removeprefix(f"{path}: ") for note in _texts(row["reasons"]) + _texts(row["warnings"])]
         made.add_row(
-            Text(printable(f"{cells['path']}{frame}")),
-            Text(_rounded(cells["score"], "{:.1f}"), style="bold"),
-            _rounded(cells["score_raw"], "{:.3f}"),
-            _rounded(_share(cells["patches_used"], cells["patches_masked"]), "{:.0%}"),
-            printable(cells["modality"] or ""),
-            Text(printable(LIST_SEPARATOR.join([*_texts(cells["reasons"]), *_texts(cells["warnings"])]))),
+            Text(printable(path[len(folder) :] + frame)),
+            Text(_rounded(row["score"], "{:.1f}"), style="bold"),
+            _rounded(row["score_raw"], "{:.3f}"),
+            _rounded(_share(row["patches_used"], row["patches_masked"]), "{:.0%}"),
+            Text(printable(row["modality"] or "-")),
+            Text(printable(LIST_SEPARATOR.join(notes))),
         )
     return made
 
@@ -296,6 +303,12 @@ def _unflatten(row: Mapping[str, str], guarded: bool) -> Record:
             part = cast("dict[str, object] | None", record.get(str(first)))
             record[str(first)] = part if missing else {**(part or {}), rest[0]: value}
     return record
+
+
+def _common_folder(paths: list[str]) -> str:
+    """The folder that all paths share, with its last slash; "" where it is none or there is but one path."""
+    shared = os.path.commonprefix(paths) if len(paths) > 1 else ""
+    return shared[: max(shared.rfind("/"), shared.rfind(os.sep)) + 1]
 
 
 def _rounded(value: object, form: str) -> str:

@@ -1,0 +1,323 @@
+"""Many files: one row for each whatever happens to it, in the order they came, on any number of processes.
+
+    settings = Settings(window=(40, 400))
+    for score in score_many(find_images(["study/"]), settings, jobs=4):
+        print(score.path, score.score, score.reasons)
+
+Every worker runs its engine on one thread, so the numbers are the same bits whatever `jobs`. With `jobs` above 1 the
+calling script needs the usual `if __name__ == "__main__":`, because workers are started afresh (spawn).
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Literal, Self
+
+from saqm import __version__
+from saqm.errors import ImageError, ModelFileError, NotScorable, OutputError, SaqmError
+from saqm.image import DEFAULT_MAX_PIXELS, MaskMode
+
+if TYPE_CHECKING:
+    from saqm.engine import EngineName
+    from saqm.image import Image
+    from saqm.scorer import ModelScorer, Score
+
+Record = Mapping[str, object]
+
+PENDING_PER_JOB = 4  # files waiting for each worker: enough to keep it busy, few enough to bound memory
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How every file of a batch is read and scored.
+
+    frames: "all" gives a row for each frame or slice; a number (0-based) that one alone.
+    window: centre and width, in the file's own units after rescale; None: the file's.
+    axis: which axis of a volume its slices are cut along; volumes need one.
+    stride: pixels between windows; None: the model's.
+    map_folder: where a PNG of the quality map goes for each scored image; None: nowhere.
+    created: time to note in the records; None keeps them the same from run to run.
+    """
+
+    model: str | Path | None = None
+    engine: EngineName = "auto"
+    frames: int | Literal["all"] = "all"
+    window: tuple[float, float] | None = None
+    mask: MaskMode = "auto"
+    axis: int | None = None
+    stride: int | None = None
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    map_folder: Path | None = None
+    created: str | None = None
+
+
+def score_many(names: Iterable[str], settings: Settings, *, jobs: int = 1) -> Generator[Score]:
+    """Score files as `find_images` names them: rows in that order, one for each frame, streamed.
+
+    What cannot be scored is a row with its reason. Names are taken as they are needed; a few per job wait at most.
+    Raises ModelFileError before the first row where the model is refused, OutputError where a map cannot be written.
+    """
+    with closing(_groups(names, settings, jobs, lambda _: False)) as groups:
+        for _, scores in groups:
+            yield from scores or ()
+
+
+def score_journaled(names: Iterable[str], settings: Settings, journal: Journal, *, jobs: int = 1) -> Generator[Record]:
+    """`score_many` as records, noted in the journal before they are given out; known files are not scored again."""
+    with closing(_groups(names, settings, jobs, journal.knows)) as groups:
+        for name, scores in groups:
+            if scores is not None:
+                journal.add(name, [score.to_record() for score in scores])
+            yield from journal.records(name)
+
+
+class Journal:
+    """Finished records, kept line by line beside a result until it is whole, so that a stopped run can go on.
+
+    The first line says what decides the numbers; each further line holds one file's records. A last line that was torn
+    when the run stopped is dropped. A file counts as known where its bytes are those that were scored.
+    """
+
+    def __init__(self, result: Path, settings: Settings, *, resume: bool) -> None:
+        """Open the journal of `result`; `resume` takes over what it has.
+
+        Raises OutputError where it cannot be written, or was begun with other settings than these; ModelFileError.
+        """
+        from saqm.modelfile import DEFAULT_MODEL, open_model, read_model
+
+        self.path = result.with_name(f"{result.name}.partial.jsonl")
+        self._model = read_model(open_model(settings.model or DEFAULT_MODEL)).sha256
+        self._places: dict[str, tuple[str, int]] = {}  # file name -> hash of its bytes, offset of its line
+        header = {"saqm": __version__, "model_sha256": self._model, "settings": _decisive(settings)}
+        try:
+            self._file: IO[bytes] = self.path.open("r+b" if resume and self.path.exists() else "w+b")
+            if not self._take_over(header):
+                self._append(header)
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be written: {error.strerror}") from error
+
+    def adopt(self, records: Iterable[Record]) -> None:
+        """Take over the records of a finished result, where the same model made them; records of one file together."""
+        for name, group in groupby(records, lambda record: str(record["path"])):
+            taken = list(group)
+            if name not in self._places and all(_made_by(record, self._model) for record in taken):
+                self.add(name, taken)
+
+    def knows(self, name: str) -> bool:
+        """Whether the file was scored and has not changed since; what could not be read is tried again."""
+        from saqm.image import sha256_of
+
+        place = self._places.get(name)
+        try:
+            return place is not None and place[0] == sha256_of(name)
+        except ImageError:
+            return False
+
+    def add(self, name: str, records: list[Record]) -> None:
+        """Note one file's records; they are on their way to the disk when this returns."""
+        hashes = {record["sha256"] for record in records}
+        known = hashes.pop() if len(hashes) == 1 else None
+        place = self._append({"name": name, "sha256": known, "records": records})
+        self._places[name] = (str(known), place)
+
+    def records(self, name: str) -> list[Record]:
+        """What was noted for a file."""
+        self._file.seek(self._places[name][1])
+        return list(json.loads(self._file.readline())["records"])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let go of the journal; it is removed where its result was finished."""
+        self._file.close()
+        if kind is None:
+            self.path.unlink(missing_ok=True)
+
+    def _append(self, entry: Mapping[str, object]) -> int:
+        place = self._file.seek(0, 2)
+        self._file.write(json.dumps(entry).encode() + b"\n")
+        self._file.flush()
+        return place
+
+    def _take_over(self, header: Mapping[str, object]) -> bool:
+        """Index the lines that are there; False where there is not even a header."""
+        place = 0
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                break
+            entry = json.loads(line)
+            if place == 0 and entry != json.loads(json.dumps(header)):
+                raise OutputError(
+                    f"{self.path}: begun with another model, version or other options than these; "
+                    "give the same, or start afresh without --resume"
+                )
+            if place:
+                self._places[entry["name"]] = (str(entry["sha256"]), place)
+            place += len(line)
+        self._file.truncate(place)
+        return place > 0
+
+
+def _decisive(settings: Settings) -> dict[str, object]:
+    """The settings that decide what a record says; the model is told by its hash."""
+    return {
+        k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items() if k not in ("model", "created")
+    }
+
+
+def _made_by(record: Record, model_sha256: str) -> bool:
+    model = record.get("model")
+    return isinstance(model, Mapping) and model.get("sha256") == model_sha256 and bool(record.get("sha256"))
+
+
+def _groups(
+    names: Iterable[str], settings: Settings, jobs: int, known: Callable[[str], bool]
+) -> Generator[tuple[str, tuple[Score, ...] | None]]:
+    """Each name with its rows, in order; None in place of rows where the name is known already."""
+    if jobs < 1:
+        raise SaqmError(f"jobs={jobs}; at least 1 process is needed")
+    scorer = _scorer(settings)  # also with workers: a refused model is told here, once
+    if jobs > 1:
+        yield from _parallel(names, settings, jobs, known)
+        return
+    for name in names:
+        yield name, None if known(name) else _score_file(name, settings, scorer)
+
+
+def _parallel(
+    names: Iterable[str], settings: Settings, jobs: int, known: Callable[[str], bool]
+) -> Generator[tuple[str, tuple[Score, ...] | None]]:
+    waiting: deque[tuple[str, ProcessPoolExecutor, Future[tuple[Score, ...]] | None]] = deque()
+    todo = iter(names)
+    pool = _pool(settings, jobs)
+    future: Future[tuple[Score, ...]] | None
+    try:
+        while True:
+            while len(waiting) < jobs * PENDING_PER_JOB and (name := next(todo, None)) is not None:
+                if known(name):
+                    waiting.append((name, pool, None))
+                    continue
+                try:
+                    future = pool.submit(_work, name)
+                except BrokenProcessPool:
+                    pool = _pool(settings, jobs)
+                    future = pool.submit(_work, name)
+                waiting.append((name, pool, future))
+            if not waiting:
+                return
+            name, its_pool, future = waiting.popleft()
+            try:
+                scores = None if future is None else future.result()
+            except BrokenProcessPool:
+                # A worker died, and nothing says at which file. All that were under way raise this in their turn;
+                # each is tried in a process of its own, and the one that kills that too is the one at fault.
+                if its_pool is pool:
+                    pool = _pool(settings, jobs)
+                scores = _score_alone(name, settings)
+            yield name, scores
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _score_alone(name: str, settings: Settings) -> tuple[Score, ...]:
+    from saqm.scorer import not_scored
+
+    with _pool(settings, 1) as single:
+        try:
+            return single.submit(_work, name).result()
+        except BrokenProcessPool:
+            reason = f"{name}: the process that scored it died (out of memory, or a crash inside a decoder)"
+            return (not_scored(name, reason),)
+
+
+def _pool(settings: Settings, jobs: int) -> ProcessPoolExecutor:
+    # spawn: ONNX Runtime and torch hold threads, which a forked process would find dead
+    return ProcessPoolExecutor(
+        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker, initargs=(settings,)
+    )
+
+
+_worker: tuple[Settings, ModelScorer] | None = None  # set once in each worker process, never in the caller's
+
+
+def _begin_worker(settings: Settings) -> None:
+    global _worker  # noqa: PLW0603  a process pool has no other place to keep what it loads once
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to answer
+    _worker = (settings, _scorer(settings))
+
+
+def _work(name: str) -> tuple[Score, ...]:
+    if _worker is None:
+        raise RuntimeError("a worker was given work before it had loaded its model")
+    return _score_file(name, *_worker)
+
+
+def _scorer(settings: Settings) -> ModelScorer:
+    from saqm.scorer import load_scorer
+
+    return load_scorer(settings.model, engine=settings.engine, threads=1)
+
+
+def _score_file(name: str, settings: Settings, scorer: ModelScorer) -> tuple[Score, ...]:
+    """Every row of one file."""
+    from saqm.scorer import not_scored
+
+    rows: list[Score] = []
+    try:
+        for image in _images(name, settings):
+            rows.append(replace(_score_image(image, settings, scorer), created=settings.created))
+    except (ModelFileError, OutputError):
+        raise  # a broken model, or a map that cannot be written, is no fault of the file: the batch ends
+    except SaqmError as error:
+        rows.append(replace(not_scored(name, str(error)), created=settings.created))
+    except Exception as error:
+        # Broad on purpose: pixel decoders and their C libraries raise whatever they like on broken bytes; one broken
+        # file costs one row, not the batch. The row names the type, so that a fault of our own is seen and told.
+        reason = f"{name}: {type(error).__name__}: {error}"
+        rows.append(replace(not_scored(name, reason), created=settings.created))
+    return tuple(rows)
+
+
+def _images(name: str, settings: Settings) -> Iterator[Image]:
+    from saqm.image import read_frames, read_image
+
+    window, mask, axis, max_pixels = settings.window, settings.mask, settings.axis, settings.max_pixels
+    if settings.frames == "all":
+        yield from read_frames(name, window, mask=mask, axis=axis, max_pixels=max_pixels)
+    else:
+        yield read_image(name, settings.frames, window, mask=mask, axis=axis, max_pixels=max_pixels)
+
+
+def _score_image(image: Image, settings: Settings, scorer: ModelScorer) -> Score:
+    from saqm.scorer import not_scored, score, score_and_map
+
+    try:
+        if settings.map_folder is None:
+            return score(image, scorer, stride=settings.stride)
+        made, quality = score_and_map(image, scorer, stride=settings.stride)
+    except NotScorable as error:
+        return not_scored(image.source.path, str(error), image)
+    from saqm.outputs.heatmap import save_heatmap
+
+    save_heatmap(image, quality, settings.map_folder / map_name(image), made)
+    return made
+
+
+def map_name(image: Image) -> str:
+    """The file name of an image's quality map: its own, enough of its hash to tell it from others, and the frame."""
+    frame = "" if image.source.frame is None else f".frame{image.source.frame:04d}"
+    return f"{Path(image.source.path).name}.{image.source.sha256[:8]}{frame}.png"

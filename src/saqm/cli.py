@@ -1,0 +1,534 @@
+"""The command line: parse, call, print. Errors of the library end here: one line on stderr, exit code 2.
+
+Exit codes: 0 fine, 1 some inputs were not scored, 2 wrong usage or a refusal, 130 stopped with Ctrl-C.
+Results go to stdout, progress and remarks to stderr. Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from saqm import __version__
+from saqm.errors import ImageError, MissingExtra, OutputError, SaqmError
+
+if TYPE_CHECKING:
+    from saqm.batch import Record, Settings
+
+Engine = Literal["auto", "onnx", "torch"]
+Mask = Literal["auto", "none"]
+Shown = Literal["table", "json", "jsonl", "csv", "tsv"]
+
+app = typer.Typer(
+    name="saqm",
+    help="How good a medical image looks, with no reference image: 0 to 100, higher is better. Not a medical device.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data = typer.Typer(help="Turn a folder of images into a manifest.", no_args_is_help=True)
+models = typer.Typer(help="The models that come with saqm.", no_args_is_help=True)
+app.add_typer(data, name="data")
+app.add_typer(models, name="models")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ModelOption = Annotated[str | None, typer.Option("--model", help="A shipped model's name, or a model file.")]
+FrameOption = Annotated[str, typer.Option("--frame", metavar="N|all", help="One frame or slice, from 0; or all.")]
+AxisOption = Annotated[int | None, typer.Option("--axis", min=0, max=2, help="The axis a volume is sliced along.")]
+WindowOption = Annotated[
+    tuple[float, float] | None,
+    typer.Option("--window", metavar="CENTRE WIDTH", help="Instead of the file's own (HU in CT)."),
+]
+MaskOption = Annotated[Mask, typer.Option("--mask", help="Leave out air, borders and text, or judge everything.")]
+MaxPixels = Annotated[
+    int | None, typer.Option("--max-pixels", min=1, help="Refuse frames larger than this before decoding them.")
+]
+
+
+def main() -> None:
+    """Entry point of the `saqm` command."""
+    try:
+        app()
+    except SaqmError as error:
+        _say(f"error: {error}")
+        sys.exit(2)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"saqm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    del version  # its callback has done it
+
+
+@app.command(epilog="Example: saqm score study/ scan.dcm slides.zip --out scores.csv --jobs 4")
+def score(
+    paths: Annotated[list[str], typer.Argument(help="Files, folders, globs, DICOMDIR, .zip of images.")],
+    *,
+    model: ModelOption = None,
+    frame: FrameOption = "all",
+    axis: AxisOption = None,
+    window: WindowOption = None,
+    mask: MaskOption = "auto",
+    stride: Annotated[int | None, typer.Option(min=1, help="Pixels from window to window; less is finer.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Result file: .csv, .tsv, .jsonl, .json or .parquet.")] = None,
+    form: Annotated[
+        Shown | None, typer.Option("--format", help="On stdout; by itself a table in a terminal, else tsv.")
+    ] = None,
+    as_json: AsJson = False,
+    maps: Annotated[Path | None, typer.Option("--map", help="Folder for a quality map (PNG) of each image.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes; the numbers do not depend on it.")] = 1,
+    engine: Annotated[Engine, typer.Option(help="What runs the model.")] = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with --out where it stopped; skip what is in it.")
+    ] = False,
+    max_pixels: MaxPixels = None,
+    timestamp: Annotated[bool, typer.Option("--timestamp", help="Note the time in each record.")] = False,
+) -> None:
+    """Score images: one row for each image, frame or slice, 0 to 100, higher is better.
+
+    A file that cannot be scored is a row with the reason, and the exit code is 1.
+    """
+    from saqm.batch import Settings
+    from saqm.image import DEFAULT_MAX_PIXELS
+
+    if as_json and form not in (None, "json"):
+        raise typer.BadParameter(f"--json and --format {form} are two formats; choose one")
+    if out is not None and (form is not None or as_json):
+        raise typer.BadParameter(f"the suffix of --out decides its format; leave --format out, or --out {out}")
+    if resume and out is None:
+        raise typer.BadParameter("--resume goes on with a result file: name it with --out")
+    settings = Settings(
+        model=model,
+        engine=engine,
+        frames=_frames(frame),
+        window=_window(window),
+        mask=mask,
+        axis=axis,
+        stride=stride,
+        max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+        map_folder=_made(maps),
+        created=_now() if timestamp else None,
+    )
+    names = _found(paths)
+    tally = _Tally()
+    if out is None:
+        _score_to_stdout(names, settings, jobs, form or ("json" if as_json else None), tally)
+    else:
+        _score_to_file(names, settings, jobs, out, tally, resume=resume)
+    if out is not None or tally.not_scored:
+        _say(f"{tally.scored} scored, {tally.not_scored} not scored{'' if out is None else f': {out}'}")
+    if tally.not_scored:
+        raise typer.Exit(1)
+
+
+def _score_to_stdout(names: list[str], settings: Settings, jobs: int, form: Shown | None, tally: _Tally) -> None:
+    from saqm.batch import score_many
+    from saqm.outputs import table
+
+    with closing(score_many(names, settings, jobs=jobs)) as scores:
+        records = tally.count(_with_progress((score.to_record() for score in scores), len(names)))
+        if form is None:
+            form = "table" if sys.stdout.isatty() else "tsv"
+        if form == "table":
+            _print_rich(table.table(records))
+        else:
+            sys.stdout.reconfigure(errors="surrogateescape", newline="")  # type: ignore[union-attr]
+            table.write_records(records, sys.stdout, form)
+
+
+def _score_to_file(names: list[str], settings: Settings, jobs: int, out: Path, tally: _Tally, *, resume: bool) -> None:
+    from saqm.batch import Journal, score_journaled
+    from saqm.outputs import table
+
+    table.format_of(out)
+    with Journal(out, settings, resume=resume) as journal:
+        if resume and out.exists():
+            journal.adopt(table.read_records(out))
+        with closing(score_journaled(names, settings, journal, jobs=jobs)) as records:
+            table.save_records(tally.count(_with_progress(records, len(names))), out)
+
+
+@app.command(epilog="Example: saqm inspect scan.dcm --png scan.png")
+def inspect(
+    path: Annotated[str, typer.Argument(help="One image file.")],
+    *,
+    frame: Annotated[int | None, typer.Option(min=0, help="Frame or slice, from 0.")] = None,
+    axis: AxisOption = None,
+    window: WindowOption = None,
+    mask: MaskOption = "auto",
+    png: Annotated[Path | None, typer.Option(help="Save the picture with the outline of its mask.")] = None,
+    as_json: AsJson = False,
+    max_pixels: MaxPixels = None,
+) -> None:
+    """Show what was read from a file: each step with its numbers, the share judged, a histogram."""
+    from saqm.image import DEFAULT_MAX_PIXELS, read_image
+    from saqm.outputs.inspection import describe, report
+
+    image = read_image(path, frame, _window(window), mask=mask, axis=axis, max_pixels=max_pixels or DEFAULT_MAX_PIXELS)
+    description = describe(image)
+    if png is not None:
+        from saqm.outputs.heatmap import save_mask_picture
+
+        save_mask_picture(image, png)
+    if as_json:
+        _print_json(description)
+    else:
+        for line in report(description):
+            typer.echo(line)
+
+
+@app.command(
+    epilog="Examples: saqm evaluate --manifest study.csv --out results/ · "
+    "saqm evaluate --manifest study.csv --predictions out_of_fold.csv"
+)
+def evaluate(
+    manifest: Annotated[Path, typer.Option(help="Images with opinion scores.")],
+    *,
+    model: ModelOption = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Evaluate a table of out-of-fold predictions instead of a model.")
+    ] = None,
+    folds: Annotated[int | None, typer.Option(min=2, help="Train and test in this many folds; needs --recipe.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="How to train in each fold: a name, or a .toml file.")] = None,
+    by_method: Annotated[bool, typer.Option("--by-method", help="In the folds, keep methods apart as well.")] = False,
+    anchors: Annotated[bool, typer.Option("--anchors", help="Count scores that nobody judged, too.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap, and of the folds.")] = 0,
+    scatter: Annotated[Path | None, typer.Option(help="Draw opinion against prediction (PNG).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for predictions, tables and the scatter plot.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare scores with opinion scores: correlations with intervals, beside a constant, the oracle and the readers.
+
+    A model that is given is scored as it is: whether it was trained on these scenes is for you to know. Exit code 1
+    where some images could not be scored.
+    """
+    from saqm.evaluate import evaluate as evaluate_scorer
+    from saqm.evaluate import evaluate_predictions, mean_of_seeds, predictions_of, read_predictions, write_predictions
+    from saqm.evaluate import scatter as draw_scatter
+    from saqm.manifest import read_manifest
+
+    if sum(choice is not None for choice in (model, predictions, folds)) > 1:
+        raise typer.BadParameter("--model, --predictions and --folds exclude each other")
+    if (folds is None) != (recipe is None):
+        raise typer.BadParameter("--folds and --recipe belong together: what to train, and how often")
+    checked = read_manifest(manifest)
+    if folds is not None:
+        cross_validate = _training("train", "cross_validate_command")
+        result = cross_validate(
+            checked, recipe=recipe, folds=folds, by_method=by_method, judged_only=not anchors, seed=seed, out=out
+        )
+    elif predictions is not None:
+        by_seed = predictions_of(checked.rows, read_predictions(predictions))
+        result = evaluate_predictions(
+            checked.rows,
+            mean_of_seeds(by_seed),
+            seed=seed,
+            by=("scene", "method") if by_method else ("scene",),
+            judged_only=not anchors,
+            by_seed=by_seed if len(by_seed) > 1 else (),
+            manifest_sha256=checked.sha256,
+        )
+    else:
+        from saqm.scorer import load_scorer
+
+        result = evaluate_scorer(load_scorer(model), checked, seed=seed, judged_only=not anchors)
+    if out is not None:
+        _made(out)
+        _save_text(out / "evaluation.json", result.to_json())
+        _save_text(out / "evaluation.md", result.to_markdown())
+        if folds is None:  # the folds have written their own, with the fold of each image
+            write_predictions(out / "predictions.csv", result.rows, result.predictions, [None] * len(result.rows))
+    if scatter is not None:
+        draw_scatter(result, scatter)
+    typer.echo(result.to_json() if as_json else result.to_text(), nl=False)
+    if result.failures:
+        raise typer.Exit(1)
+
+
+@data.command("folder", epilog="Example: saqm data folder images/ --out manifest.csv --scene '(patient[0-9]+)'")
+def data_folder(
+    root: Annotated[Path, typer.Argument(help="Folder of images.")],
+    *,
+    out: Annotated[Path, typer.Option(help="Manifest to write, .csv or .jsonl.")],
+    pattern: Annotated[str, typer.Option(help="Which files, by their path below the folder.")] = "*",
+    scene: Annotated[
+        str | None, typer.Option(help="Regular expression whose first group is the scene; else the file's stem.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="Regular expression whose first group is the method.")] = None,
+    domain: Annotated[str | None, typer.Option(help="One word for the whole folder: ct-abdomen.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List a folder's images as a manifest with empty scores, to be filled in."""
+    from saqm.datasets import folder
+    from saqm.manifest import DEFAULT_DOMAIN
+
+    _write_manifest(
+        folder(root, pattern, scene_from=scene, method_from=method, domain=domain or DEFAULT_DOMAIN), out, as_json
+    )
+
+
+@data.command("ct-reader-study", epilog="Example: saqm data ct-reader-study ct_reader_study/ --out study.csv")
+def data_ct_reader_study(
+    root: Annotated[Path, typer.Argument(help="The study's folder: scores.csv and images/.")],
+    out: Annotated[Path, typer.Option(help="Manifest to write, .csv or .jsonl.")],
+    as_json: AsJson = False,
+) -> None:
+    """Turn the CT reader study (denoised CT, three radiologists) into a manifest."""
+    from saqm.datasets import ct_reader_study
+
+    _write_manifest(ct_reader_study(root), out, as_json)
+
+
+def _write_manifest(manifest: Any, out: Path, as_json: bool) -> None:
+    from saqm.manifest import write_manifest
+
+    write_manifest(manifest, out)
+    scenes = len({row.scene for row in manifest.rows})
+    if as_json:
+        _print_json({"manifest": str(out), "images": len(manifest.rows), "scenes": scenes})
+    else:
+        typer.echo(f"{out}: {len(manifest.rows)} images of {scenes} scenes")
+
+
+@models.command("list", epilog="Example: saqm models list")
+def models_list(as_json: AsJson = False) -> None:
+    """The shipped models."""
+    from saqm.modelfile import DEFAULT_MODEL, open_model, read_header, shipped
+
+    headers = {name: read_header(open_model(name)) for name in shipped()}
+    if as_json:
+        _print_json(
+            [
+                {"name": name, "version": header.version, "licence": header.licence, "default": name == DEFAULT_MODEL,
+                 "modalities": list(header.domain.modalities)}
+                for name, header in headers.items()
+            ]
+        )  # fmt: skip
+        return
+    for name, header in headers.items():
+        default = " (default)" if name == DEFAULT_MODEL else ""
+        typer.echo(f"{name}{default}  {header.version}  {', '.join(header.domain.modalities)}  {header.licence}")
+
+
+@models.command("show", epilog="Example: saqm models show saqm-ct")
+def models_show(
+    name: Annotated[str, typer.Argument(help="A shipped model's name, or a model file.")], as_json: AsJson = False
+) -> None:
+    """A model's card; with --json its whole header."""
+    from saqm.modelfile import open_model, read_card, read_header
+
+    if as_json:
+        _print_json(read_header(open_model(name)).model_dump(mode="json"))
+    else:
+        typer.echo(read_card(name))
+
+
+@models.command("verify", epilog="Example: saqm models verify mine.onnx")
+def models_verify(
+    names: Annotated[list[str] | None, typer.Argument(help="Names or files; all shipped ones by themselves.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check the hashes of model files: a changed or damaged one is refused with exit code 2."""
+    from saqm.modelfile import open_model, read_model, shipped
+
+    hashes = {name: read_model(open_model(name)).sha256 for name in names or shipped()}
+    if as_json:
+        _print_json(hashes)
+        return
+    for name, sha256 in hashes.items():
+        typer.echo(f"{name}: as it was written, sha256 {sha256}")
+
+
+# The three commands below only hand their options to the training modules, which need the extra `train`.
+
+
+@app.command(epilog="Example: saqm train --source study.csv --recipe target-only --seed 7 --out model/")
+def train(
+    *,
+    source: Annotated[Path, typer.Option(help="Manifest with opinion scores.")],
+    target: Annotated[Path | None, typer.Option(help="Manifest of the domain to score, where it is another.")] = None,
+    recipe: Annotated[str, typer.Option(help="A recipe's name, or a .toml file.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model, its checkpoints and its log.")],
+    seed: Annotated[int, typer.Option(help="Same seed, same machine: same model.")],
+    towers: Annotated[Path | None, typer.Option(help="Start from these pre-trained towers (saqm pretrain).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model from images with opinion scores."""
+    train_command = _training("train", "train_command")
+    made = train_command(
+        source=source, target=target, recipe=recipe, out=out, seed=seed, towers=towers, resume=resume, say=_say
+    )
+    _print_made(made, as_json)
+
+
+@app.command(epilog="Example: saqm pretrain images/ --twins twins.csv --seed 7 --out towers/")
+def pretrain(
+    paths: Annotated[list[str], typer.Argument(help="Files, folders, globs of images; no scores are needed.")],
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for the towers, their checkpoints and their log.")],
+    seed: Annotated[int, typer.Option(help="Same seed, same machine: same towers.")],
+    twins: Annotated[Path | None, typer.Option(help="Manifest whose scenes have a reference version each.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A recipe's name, or a .toml file.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Teach a network about windows of images, from labels that need no opinions: a start for `saqm train`."""
+    pretrain_command = _training("pretrain", "pretrain_command")
+    made = pretrain_command(
+        names=_found(paths), twins=twins, recipe=recipe, out=out, seed=seed, resume=resume, say=_say
+    )
+    _print_made(made, as_json)
+
+
+@app.command(epilog="Example: saqm export model/mine.safetensors --to onnx --out mine.onnx")
+def export(
+    model: Annotated[Path, typer.Argument(help="A .safetensors model.")],
+    *,
+    to: Annotated[Literal["onnx"], typer.Option(help="The form that scores without torch.")] = "onnx",
+    out: Annotated[Path | None, typer.Option(help="File to write; by itself beside the model.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Export a trained model to ONNX, which scores without torch."""
+    export_command = _training("export", "export_command")
+    _print_made(export_command(model, to=to, out=out), as_json)
+
+
+def _training(module: str, function: str) -> Any:
+    """A function of the training modules, which import torch at their top."""
+    from importlib import import_module
+
+    try:
+        return getattr(import_module(f"saqm.{module}"), function)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "saqm":
+            raise
+        raise MissingExtra(error.name, "train", "training") from error
+
+
+def _print_made(made: dict[str, Any], as_json: bool) -> None:
+    """What a training command gives back: what it wrote and how it went, by name."""
+    if as_json:
+        _print_json(made)
+        return
+    for name, value in made.items():
+        typer.echo(f"{name}: {value}")
+
+
+class _Tally:
+    """Counts rows as they pass."""
+
+    scored = not_scored = 0
+
+    def count(self, records: Iterable[Record]) -> Iterator[Record]:
+        for record in records:
+            if record["status"] == "scored":
+                self.scored += 1
+            else:
+                self.not_scored += 1
+            yield record
+
+
+def _found(paths: Sequence[str]) -> list[str]:
+    from saqm.image import find_images
+
+    names = list(find_images(paths))
+    if not names:
+        raise ImageError(f"no image found in {', '.join(paths)}")
+    return names
+
+
+def _with_progress(records: Iterable[Record], files: int) -> Iterator[Record]:
+    """The records, with a bar on stderr where that is a terminal: files done, rate, time left."""
+    if not sys.stderr.isatty():
+        yield from records
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=files, rate="")
+        path: object = None
+        for record in records:
+            if record["path"] != path:
+                path = record["path"]
+                speed = bar.tasks[task].speed
+                bar.update(task, advance=1, rate="" if speed is None else f"{speed:.1f} files/s")
+            yield record
+
+
+def _frames(text: str) -> int | Literal["all"]:
+    if text == "all":
+        return "all"
+    if text.isdecimal():
+        return int(text)
+    raise typer.BadParameter(f"--frame {text}: a number from 0, or all")
+
+
+def _window(window: tuple[float, float] | None) -> tuple[float, float] | None:
+    if window is not None and not window[1] > 0:
+        raise typer.BadParameter(f"--window {window[0]:g} {window[1]:g}: the width must be above 0")
+    return window
+
+
+def _made(folder: Path | None) -> Path | None:
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be made: {error.strerror}") from error
+    return folder
+
+
+def _save_text(path: Path, text: str) -> None:
+    from saqm.writing import replacing
+
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def _now() -> str:
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _print_rich(what: object) -> None:
+    from rich.console import Console
+
+    Console().print(what)
+
+
+def _say(text: str) -> None:
+    """A remark for the person at the terminal, on stderr; nothing in it can move the cursor."""
+    typer.echo("\n".join(_plain(line) for line in text.split("\n")), err=True)
+
+
+def _plain(line: str) -> str:
+    from saqm.outputs.table import printable
+
+    return printable(line)
+
+
+if __name__ == "__main__":
+    main()
