@@ -1,0 +1,297 @@
+"""The hinge: what a score says, that it is the same twice, and that the map adds up to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import saqm
+from saqm import modelfile
+from saqm.errors import ModelFileError, NotScorable, SaqmError
+from saqm.image import Image, Source, Step
+from saqm.modelfile import ModelHeader, ScoreScale, write_onnx
+from saqm.scorer import (
+    ModelScorer,
+    Score,
+    load_scorer,
+    not_scored,
+    preparation_of,
+    quality_map,
+    score,
+    score_and_map,
+    to_percent,
+)
+
+STEPS = (
+    Step("rescale", {"slope": 1.0, "intercept": np.float64(-1024)}),
+    Step("window", {"center": 40.0, "width": 400.0, "from": "file"}),
+    Step("mask", {"mode": "auto", "air": 0.4}),
+)
+
+
+def slice_of(pixels: np.ndarray, mask: np.ndarray | None = None, modality: str | None = "CT") -> Image:
+    pixels = np.asarray(pixels, np.float32)
+    mask = np.ones(pixels.shape[:2], bool) if mask is None else mask
+    source = Source("study/scan.dcm", "a" * 64, "dicom", frame=3, frames=9, uids={"study": "1.2"}, steps=STEPS)
+    return Image(pixels, mask, (0.7, 0.7), modality, source)
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random(shape, np.float32)
+
+
+@pytest.fixture
+def scorer(toy_model: Path) -> ModelScorer:
+    return load_scorer(toy_model)
+
+
+@pytest.fixture
+def scorer_with(toy_model: Path, toy_onnx: Callable[..., bytes], header: ModelHeader) -> Callable[..., ModelScorer]:
+    """Makes the toy's scorer with another graph or other words in its header."""
+
+    def make(graph: dict[str, str] | None = None, **changed: object) -> ModelScorer:
+        write_onnx(toy_onnx(**graph or {}), header.model_copy(update=changed), toy_model)
+        return load_scorer(toy_model)
+
+    return make
+
+
+def test_a_score_is_0_to_100_and_knows_its_raw_value(scorer: ModelScorer):
+    image = slice_of(noise(64, 96))
+    result = score(image, scorer)
+    assert result.status == "scored"
+    assert result.score == pytest.approx(100 * image.pixels.mean(), abs=1e-3)
+    assert result.score_raw == pytest.approx(1 + 4 * image.pixels.mean(), abs=1e-5)
+
+
+def test_same_image_same_model_same_bits(toy_model: Path):
+    image = slice_of(noise(333, 257))
+    first, again, elsewhere = (score(image, load_scorer(toy_model, threads=threads)) for threads in (1, 1, 2))
+    assert first == again == elsewhere
+
+
+def test_the_record_says_how_it_was_made(scorer: ModelScorer):
+    record = score(slice_of(noise(64, 80)), scorer).to_record()
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert record["path"] == "study/scan.dcm"
+    assert record["sha256"] == "a" * 64
+    assert (record["frame"], record["modality"], record["uids"]) == (3, "CT", {"study": "1.2"})
+    assert record["model"] == {"name": "toy", "version": "0.1", "sha256": scorer.engine.sha256, "engine": "onnx"}
+    assert record["patches"] == {"used": 6, "masked": 0}
+    assert record["software"] == f"saqm {saqm.__version__}"
+    preparation = record["preparation"]
+    assert isinstance(preparation, dict)
+    assert (preparation["channels"], preparation["patch"], preparation["stride"]) == ("gray", 32, 32)
+    assert preparation["window"] == {"step": "window", "center": 40.0, "width": 400.0, "from": "file"}
+    assert preparation["mask"] == {"step": "mask", "mode": "auto", "air": 0.4}
+    assert preparation["judged_share"] == 1
+    assert [step["step"] for step in preparation["steps"]] == ["rescale", "window", "mask"]
+
+
+def test_every_record_has_the_keys_of_the_contract_in_its_order(scorer: ModelScorer):
+    identity = ["path", "sha256", "frame", "modality", "uids"]
+    found = ["status", "score", "score_raw", "interval", "coverage", "out_of_domain", "verdict", "reasons"]
+    made = ["model", "preparation", "patches", "warnings", "software", "created"]
+    keys = identity + found + made
+    assert list(score(slice_of(noise(64, 64)), scorer).to_record()) == keys
+    assert list(not_scored("a.dcm", "broken").to_record()) == keys
+
+
+def test_the_library_reads_no_clock(scorer: ModelScorer):
+    result = score(slice_of(noise(64, 64)), scorer)
+    assert result.created is None
+    stamped = dataclasses.replace(result, created="2026-01-01T00:00:00Z")
+    assert stamped.to_record()["created"] == "2026-01-01T00:00:00Z"
+
+
+def test_what_is_not_a_finite_number_is_null_in_the_record():
+    odd = Score(
+        path="a", status="not_scored", preparation={"mean": np.array([1, np.nan]), "at": Path("b"), "n": np.int8(2)}
+    )
+    assert odd.to_record()["preparation"] == {"mean": [1.0, None], "at": "b", "n": 2}
+
+
+def test_where_lower_is_better_the_score_is_turned_round(scorer_with: Callable[..., ModelScorer]):
+    image = slice_of(noise(64, 64))
+    noise_level = ScoreScale(low=1, high=5, higher_is_better=False, meaning="noise")
+    result = score(image, scorer_with(score_scale=noise_level))
+    assert result.score == pytest.approx(100 - 100 * image.pixels.mean(), abs=1e-3)
+    assert result.score_raw == pytest.approx(1 + 4 * image.pixels.mean(), abs=1e-5)
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_the_ends_of_the_scale_are_0_and_100(better: bool):
+    scale = ScoreScale(low=-2, high=6, higher_is_better=better, meaning="")
+    percent = to_percent(np.array([-2, 0, 6]), scale)
+    np.testing.assert_allclose(percent, [0, 25, 100] if better else [100, 75, 0])
+
+
+def test_a_score_off_the_scale_is_clipped_and_says_so(scorer_with: Callable[..., ModelScorer]):
+    narrow = ScoreScale(low=1, high=2, higher_is_better=True, meaning="")
+    result = score(slice_of(0.8 + 0.1 * noise(64, 64)), scorer_with(score_scale=narrow))
+    assert result.score == 100
+    assert result.score_raw > 4
+    (warning,) = result.warnings
+    assert warning.endswith("is off the model's scale 1 to 2: score clipped to 100")
+
+
+@pytest.mark.parametrize(
+    ("modality", "warnings"),
+    [
+        ("CT", ()),
+        ("US", ("outside the model's domain: modality US (trained on CT)",)),
+        (None, ("modality unknown: the model was trained on CT",)),
+    ],
+)
+def test_another_modality_is_warned_of(scorer: ModelScorer, modality: str | None, warnings: tuple[str, ...]):
+    assert score(slice_of(noise(64, 64), modality=modality), scorer).warnings == warnings
+
+
+def test_a_picture_that_was_trained_on_is_warned_of(scorer_with: Callable[..., ModelScorer], header: ModelHeader):
+    training = header.training.model_copy(update={"images_sha256": ("b" * 64, "a" * 64)})
+    assert score(slice_of(noise(64, 64)), scorer_with(training=training)).warnings == (
+        "the model was trained on this very picture: its score is no test of the model",
+    )
+
+
+def test_the_readers_warnings_go_into_the_score(scorer: ModelScorer):
+    image = slice_of(noise(64, 64))
+    image = dataclasses.replace(image, source=dataclasses.replace(image.source, warnings=("odd tag",)))
+    assert score(image, scorer).warnings == ("odd tag",)
+
+
+def test_only_what_is_judged_counts(scorer: ModelScorer):
+    pixels, mask = noise(128, 128), np.zeros((128, 128), bool)
+    mask[32:96, 32:96] = True
+    result = score(slice_of(pixels, mask), scorer)
+    assert result.score == pytest.approx(100 * pixels[mask].mean(), abs=1e-3)
+    assert result.patches == {"used": 4, "masked": 12}
+    pixels[~mask] = 0
+    assert score(slice_of(pixels, mask), scorer).score == result.score  # bit for bit
+
+
+def test_heavier_windows_count_more(scorer_with: Callable[..., ModelScorer]):
+    pixels = np.repeat([[0.2], [0.8]], 32, 0) + np.zeros((64, 32))
+    image = slice_of(pixels)
+    assert score(image, scorer_with()).score == pytest.approx(50, abs=1e-3)
+    weighted = score(image, scorer_with({"weight": "Identity(mean_N)"}))
+    assert weighted.score == pytest.approx(100 * (0.2 * 0.2 + 0.8 * 0.8), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "mask", "reason"),
+    [
+        (noise(20, 64), None, "smaller than one 32x32 window"),
+        (np.full((64, 64), 0.5), None, "constant image"),
+        (noise(64, 64), np.zeros((64, 64), bool), "the mask is empty"),
+        (np.where(noise(64, 64) > 0.99, np.nan, 0.5), None, "not finite"),
+    ],
+)
+def test_what_cannot_be_judged_raises_and_has_no_number(
+    scorer: ModelScorer, pixels: np.ndarray, mask: np.ndarray | None, reason: str
+):
+    with pytest.raises(NotScorable, match=reason):
+        score(slice_of(pixels, mask), scorer)
+    with pytest.raises(NotScorable, match=reason):
+        quality_map(slice_of(pixels, mask), scorer)
+
+
+@pytest.mark.parametrize("graph", [{"score": "Div(zeros, zeros)"}, {"weight": "Identity(zeros)"}])
+def test_a_broken_model_gives_an_error_and_no_number(scorer_with: Callable[..., ModelScorer], graph: dict[str, str]):
+    with pytest.raises(ModelFileError, match=r"model toy 0\.1 is broken"):
+        score(slice_of(noise(64, 64)), scorer_with(graph))
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (70, 50), (133, 101)])
+@pytest.mark.parametrize("stride", [None, 32, 13, 8])
+def test_the_map_adds_up_to_the_score(scorer_with: Callable[..., ModelScorer], shape, stride: int | None):
+    rng = np.random.default_rng(2)
+    mask = np.ones(shape, bool)
+    mask[: shape[0] // 3, : shape[1] // 8] = False
+    image = slice_of(rng.random(shape, np.float32), mask)
+    scorer = scorer_with({"weight": "Exp(scaled)"})
+    result, made = score_and_map(image, scorer, stride=stride)
+    assert result == score(image, scorer, stride=stride)
+    assert made.mean == pytest.approx(result.score, abs=1e-4)
+    assert made.weight_HW.sum() == pytest.approx(1)
+    assert made.score_HW.dtype == np.float32
+    np.testing.assert_array_equal(np.isnan(made.score_HW), made.weight_HW == 0)
+
+
+def test_at_the_models_own_stride_the_map_is_the_windows_scores(scorer: ModelScorer):
+    image = slice_of(noise(64, 96))
+    made = quality_map(image, scorer)
+    blocks = image.pixels.reshape(2, 32, 3, 32).mean((1, 3))
+    np.testing.assert_allclose(made.score_HW, 100 * np.kron(blocks, np.ones((32, 32))), rtol=1e-4)
+    np.testing.assert_allclose(made.weight_HW, 1 / image.pixels.size)
+
+
+def test_overlapping_windows_are_averaged(scorer: ModelScorer):
+    pixels = np.zeros((32, 48))
+    pixels[:, 24:] = noise(32, 24)
+    made = quality_map(slice_of(pixels), scorer)
+    left, right = 100 * pixels[:, :32].mean(), 100 * pixels[:, 16:].mean()
+    for column, expected in ((0, left), (20, (left + right) / 2), (40, right)):
+        np.testing.assert_allclose(made.score_HW[:, column], expected, rtol=1e-4)
+
+
+def test_the_map_shows_where(scorer: ModelScorer):
+    pixels = noise(128, 128) * 0.2
+    pixels[64:96, 32:64] += 0.7
+    made = quality_map(slice_of(pixels), scorer, stride=8)
+    row, column = np.unravel_index(made.score_HW.argmax(), made.score_HW.shape)
+    assert 64 <= row < 96
+    assert 32 <= column < 64
+    assert made.score_HW[10, 10] < 20
+
+
+def test_a_scorer_without_windows_has_no_map():
+    class Brightness:
+        name = "brightness"
+
+        def rate(self, image: Image, stride: int | None = None) -> Score:
+            assert stride is None
+            return Score(path=image.source.path, status="scored", score_raw=float(image.pixels.mean()))
+
+    image = slice_of(noise(64, 64))
+    assert score(image, Brightness()).score_raw == image.pixels.mean()
+    with pytest.raises(SaqmError, match="brightness judges the picture as a whole: it has no quality map"):
+        quality_map(image, Brightness())
+
+
+def test_what_could_not_be_scored_has_a_reason_and_no_score():
+    bare = not_scored("a.dcm", "a.dcm: empty file", frame=2)
+    assert (bare.status, bare.score, bare.score_raw) == ("not_scored", None, None)
+    assert (bare.path, bare.frame, bare.reasons) == ("a.dcm", 2, ("a.dcm: empty file",))
+    read = not_scored("a.dcm", "constant image", slice_of(noise(9, 9)))
+    assert (read.sha256, read.frame, read.modality, read.uids) == ("a" * 64, 3, "CT", {"study": "1.2"})
+
+
+def test_a_scorer_is_found_by_name(toy_model: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(modelfile, "MODELS", toy_model.parent)
+    assert load_scorer("toy").name == load_scorer(toy_model).name == "toy"
+    with pytest.raises(ModelFileError, match=r"no model 'saqm-us': shipped are toy"):
+        load_scorer("saqm-us")
+    with pytest.raises(ModelFileError, match=r"no model 'saqm-ct'"):  # the default is asked for by its name
+        load_scorer()
+    with pytest.raises(ModelFileError, match=r"toy\.safetensors: no such file"):
+        load_scorer("toy", engine="torch")
+
+
+def test_the_header_says_how_windows_are_cut(header: ModelHeader):
+    preparation = preparation_of(header)
+    assert (preparation.channels, preparation.stride, preparation.mean) == ("gray", 32, (0, 0, 0))
+
+
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32 - 1), st.integers(32, 90), st.integers(32, 90))
+def test_a_score_is_always_on_the_scale(scorer: ModelScorer, seed: int, height: int, width: int):
+    result = score(slice_of(noise(height, width, seed=seed)), scorer)
+    assert 0 <= result.score <= 100
