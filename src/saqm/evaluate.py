@@ -8,7 +8,6 @@ Axes: N images, R bootstrap replicates.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import math
@@ -218,7 +217,7 @@ def srocc_replicates(predictions: ArrayLike, opinions: ArrayLike, weights_RN: ND
             np.einsum("rn,rn,rn->r", part, a, b)
             for a, b in ((ranks_x, ranks_y), (ranks_x, ranks_x), (ranks_y, ranks_y))
         )
-        product = np.sqrt(own_x) * np.sqrt(own_y)
+        product = np.sqrt(own_x * own_y)
         values[start : start + block] = np.divide(
             covariance, product, out=np.full(len(part), np.nan), where=product > 0
         )
@@ -695,8 +694,9 @@ def evaluate(
 ) -> Evaluation:
     """Score every image of a manifest that has an opinion score, and evaluate. One broken file is one listed failure.
 
-    Scores of 0..100 are put on the manifest's scale. Not cross-validated: where the model's file says that
-    it was trained on some of these images, the protocol says how many. Raises ManifestError for a manifest without scale, UndefinedScore when no image could be scored.
+    Scores of 0..100 are put on the manifest's scale. Not cross-validated: where the model's file says
+    that it was trained on some of these images, the protocol says how many.
+    Raises ManifestError for a manifest without scale, UndefinedScore when no image could be scored.
     """
     from saqm.image import read_image
     from saqm.scorer import ModelScorer, score
@@ -783,8 +783,10 @@ def write_predictions(
 ) -> None:
     """Write out-of-fold predictions as CSV, one line a row; an image may stand there once for every seed.
 
-    An old file is replaced whole. Raises OutputError when it cannot be written, ManifestError for a missing image.
+    An old file is replaced whole. Raises OutputError when it cannot be written, ImageError for a missing image.
     """
+    from saqm.image import sha256_of
+
     listed = [seeds] * len(rows) if seeds is None or isinstance(seeds, int) else list(seeds)
     if not len(rows) == len(predictions) == len(folds) == len(listed):
         raise UndefinedScore(
@@ -796,7 +798,7 @@ def write_predictions(
     table.writerow(_PREDICTION_COLUMNS)
     for row, prediction, fold, seed in zip(rows, predictions, folds, listed, strict=True):
         if row.path not in hashes:
-            hashes[row.path] = _file_sha256(row.path)
+            hashes[row.path] = sha256_of(row.path)
         cells = (hashes[row.path], row.path.name, row.scene, row.domain, row.method, fold, seed)
         numbers = [None if value is None else repr(float(value)) for value in (row.score, prediction)]
         table.writerow(["" if cell is None else cell for cell in (*cells, *numbers)])
@@ -816,6 +818,9 @@ def read_predictions(path: str | Path) -> tuple[Prediction, ...]:
     made: list[Prediction] = []
     problems: list[str] = []
     for line, cells in enumerate(reader, 2):
+        if None in cells or None in cells.values():  # DictReader's way of saying more, or fewer
+            problems.append(f"line {line}: wanted {len(_PREDICTION_COLUMNS)} cells")
+            continue
         try:
             made.append(
                 Prediction(
@@ -830,7 +835,7 @@ def read_predictions(path: str | Path) -> tuple[Prediction, ...]:
                     float(cells["prediction"]) if cells["prediction"] else None,
                 )
             )
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             problems.append(f"line {line}: {error}")
     if problems:
         raise ManifestError("\n  ".join([f"{path}: {len(problems)} problems", *problems]))
@@ -842,12 +847,14 @@ def predictions_of(rows: Sequence[Row], table: Sequence[Prediction]) -> tuple[tu
 
     None where an image was not predicted. Raises ManifestError where the table has none of these images, or one twice.
     """
+    from saqm.image import sha256_of
+
     found: dict[int | None, dict[str, float | None]] = defaultdict(dict)
     for line in table:
         if line.sha256 in found[line.seed]:
             raise ManifestError(f"{line.path}: predicted twice with seed {line.seed}; leave one line")
         found[line.seed][line.sha256] = line.prediction
-    hashes = [_file_sha256(row.path) for row in rows]
+    hashes = [sha256_of(row.path) for row in rows]
     if not any(sha256 in known for known in found.values() for sha256 in hashes):
         raise ManifestError(f"none of the {len(table)} predictions is of one of these {len(rows)} images")
     return tuple(tuple(known.get(sha256) for sha256 in hashes) for known in found.values())
@@ -857,14 +864,6 @@ def mean_of_seeds(by_seed: Sequence[Sequence[float | None]]) -> tuple[float | No
     """For each image the mean of the seeds that predicted it, None where none did."""
     known = [[value for value in values if value is not None] for values in zip(*by_seed, strict=True)]
     return tuple(sum(values) / len(values) if values else None for values in known)
-
-
-def _file_sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ManifestError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 # The picture
