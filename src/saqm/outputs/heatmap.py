@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # bad, pale yellow is good; lightness rises all the way, so that no colour vision is needed to read it.
 RAMP = ("800026", "bd0026", "e31a1c", "fc4e2a", "fd8d3c", "feb24c", "fed976", "ffeda0", "ffffcc")
 OPACITY = 0.5  # of the colours over the picture
+LIFT = 0.35  # black is raised to this much of white under the colours: dark tissue must not make a good score look bad
 DIMMED = 0.45  # brightness of what was not judged
 OUTLINE = (0, 200, 255)  # the mask's edge: a cyan that neither a grey picture nor colour Doppler's red has
 LEAST_SIDE = 512  # pixels; smaller pictures are enlarged by a whole factor, so that the numbers can be read
@@ -45,7 +46,8 @@ def save_heatmap(image: Image, quality_map: QualityMap, path: str | Path, score:
     grey_HW3 = np.repeat(luminance(image)[..., None], 3, 2)
     judged_HW1 = quality_map.weight_HW[..., None] > 0
     colours = colour(np.where(judged_HW1[..., 0], quality_map.score_HW, 0))
-    over = np.where(judged_HW1, (1 - OPACITY) * grey_HW3 + OPACITY * colours, DIMMED * grey_HW3)
+    under = 255 * LIFT + (1 - LIFT) * grey_HW3
+    over = np.where(judged_HW1, (1 - OPACITY) * under + OPACITY * colours, DIMMED * grey_HW3)
     shown = quality_map.mean if score is None or score.score is None else score.score
     _save(_framed(_enlarged(over), f"score {shown:.1f}", colour_bar=True), path)
 
