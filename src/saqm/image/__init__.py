@@ -257,7 +257,7 @@ def _image(decoded: Decoded, name: str, digest: str, mask: MaskMode | Literal["g
             details["no_picture"] = float(1 - decoded.valid.mean())
     else:
         judged, details = np.ones(shape, bool), {}
-    step = Step("mask", {"mode": mask, "judged": float(judged.mean()), **details})
+    step = Step("mask", {"mode": mask, **details, "judged_share": float(judged.mean())})
     source = Source(
         path=name,
         sha256=digest,

@@ -218,7 +218,7 @@ def ultrasound_region(
         inside = max(0, c1 - c0) * max(0, r1 - r0)
         kind = number(item, "RegionDataType")
         if kind not in (TISSUE, COLOUR_FLOW):
-            left_out.append(kind)
+            left_out.append(None if kind is None else int(kind))
             if inside:
                 others[r0:r1, c0:c1] = True
             continue

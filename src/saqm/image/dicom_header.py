@@ -17,6 +17,7 @@ from saqm.image.dicom_elements import integer, text
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
+    from pydicom.pixels.decoders.base import Decoder
     from pydicom.uid import UID
 
 MAGIC_AT, MAGIC = 128, b"DICM"
@@ -146,6 +147,7 @@ def _checked_header(stream: BinaryIO, name: str, max_pixels: int, notes: list[st
         dataset.file_meta.TransferSyntaxUID = syntax
         notes.append(f"no transfer syntax given; read as {syntax.name}")
     syntax = UID(syntax)
+    decoder = _decoder(syntax, name)
     if not held and _coded_otherwise(stream, pixels_at, syntax):
         held = True
         stream.seek(0)
@@ -161,7 +163,7 @@ def _checked_header(stream: BinaryIO, name: str, max_pixels: int, notes: list[st
             f"{name}: {rows}x{columns} = {rows * columns:,} pixels a frame; the limit is {max_pixels:,}: "
             "raise it with max_pixels= if the file is to be trusted"
         )
-    plugins = _plugins(syntax, name)
+    plugins = _plugins(decoder, name)
 
     allocated, stored = integer(dataset, "BitsAllocated", name), integer(dataset, "BitsStored", name)
     if not allocated or not stored or not 1 <= stored <= allocated <= 64:
@@ -311,18 +313,22 @@ def _coded_size(stream: BinaryIO, at: int) -> tuple[int, int] | None:
     return None
 
 
-def _plugins(syntax: UID, name: str) -> tuple[str, ...]:
-    """Decoders to try, in our order; ImageError that names the way out when there is none."""
+def _decoder(syntax: UID, name: str) -> Decoder:
+    """pydicom's decoder of a transfer syntax, with plug-ins or without; ImageError for one that it does not know."""
     from pydicom.pixels.decoders.base import get_decoder
 
+    try:
+        return get_decoder(syntax)
+    except NotImplementedError as error:
+        called = WITHOUT_DECODER.get(syntax, syntax.name)
+        raise ImageError(f"{name}: transfer syntax {called} ({syntax}): no decoder exists") from error
+
+
+def _plugins(decoder: Decoder, name: str) -> tuple[str, ...]:
+    """Plug-ins to try, in our order; ImageError that names the way out when none is installed."""
     from saqm.image import jpeg12
 
-    if syntax in WITHOUT_DECODER:
-        raise ImageError(f"{name}: transfer syntax {WITHOUT_DECODER[syntax]} ({syntax}): no decoder exists for it yet")
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError as error:
-        raise ImageError(f"{name}: transfer syntax {syntax.name} ({syntax}): no decoder exists") from error
+    syntax = decoder.UID
     if not syntax.is_encapsulated:
         return ("",)
     jpeg12.register()
