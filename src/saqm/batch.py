@@ -97,21 +97,25 @@ class Journal:
         from saqm.modelfile import DEFAULT_MODEL, open_model, read_model
 
         self.path = result.with_name(f"{result.name}.partial.jsonl")
-        self._model = read_model(open_model(settings.model or DEFAULT_MODEL)).sha256
+        self._settings, self._model = settings, read_model(open_model(settings.model or DEFAULT_MODEL))
         self._places: dict[str, tuple[str, int]] = {}  # file name -> hash of its bytes, offset of its line
-        header = {"saqm": __version__, "model_sha256": self._model, "settings": _decisive(settings)}
+        header = {"saqm": __version__, "model_sha256": self._model.sha256, "settings": _decisive(settings)}
         try:
             self._file: IO[bytes] = self.path.open("r+b" if resume and self.path.exists() else "w+b")
-            if not self._take_over(header):
-                self._append(header)
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written: {error.strerror}") from error
+        try:
+            if not self._take_over(header):
+                self._append(header)
+        except BaseException:
+            self._file.close()
+            raise
 
     def adopt(self, records: Iterable[Record]) -> None:
-        """Take over the records of a finished result, where the same model made them; records of one file together."""
+        """Take over what a finished result tells was made as it would be made now; the rest is scored again."""
         for name, group in groupby(records, lambda record: str(record["path"])):
             taken = list(group)
-            if name not in self._places and all(_made_by(record, self._model) for record in taken):
+            if name not in self._places and len(taken) == 1 and self._would_make(taken[0]):
                 self.add(name, taken)
 
     def knows(self, name: str) -> bool:
@@ -147,6 +151,24 @@ class Journal:
         if kind is None:
             self.path.unlink(missing_ok=True)
 
+    def _would_make(self, record: Record) -> bool:
+        """Whether a record says that this saqm, model and settings made it. Frames and slices do not say enough."""
+        from saqm.scorer import SOFTWARE
+
+        settings = self._settings
+        model, preparation = _part(record, "model"), _part(record, "preparation")
+        window, mask = _part(preparation, "window"), _part(preparation, "mask")
+        asked = (window.get("center"), window.get("width")) if window.get("from") == "caller" else None
+        return (
+            record.get("software") == SOFTWARE
+            and record.get("frame") is None
+            and model.get("sha256") == self._model.sha256
+            and settings.engine in ("auto", model.get("engine"))
+            and preparation.get("stride") == (settings.stride or self._model.header.preparation.stride)
+            and mask.get("mode") == settings.mask
+            and asked == settings.window
+        )
+
     def _append(self, entry: Mapping[str, object]) -> int:
         place = self._file.seek(0, 2)
         self._file.write(json.dumps(entry).encode() + b"\n")
@@ -179,9 +201,10 @@ def _decisive(settings: Settings) -> dict[str, object]:
     }
 
 
-def _made_by(record: Record, model_sha256: str) -> bool:
-    model = record.get("model")
-    return isinstance(model, Mapping) and model.get("sha256") == model_sha256 and bool(record.get("sha256"))
+def _part(record: Record, key: str) -> Record:
+    """A nested part of a record, empty where it is missing."""
+    part = record.get(key)
+    return part if isinstance(part, Mapping) else {}
 
 
 def _groups(

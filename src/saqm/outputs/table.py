@@ -162,8 +162,9 @@ def table(records: Iterable[Record]) -> Table:
 
     cells = [flatten(record) for record in records]
     folder = _common_folder([str(row["path"]) for row in cells])
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    made.add_column(Text(printable(f"file (in {folder})" if folder else "file")), overflow="fold", ratio=3)
+    title = Text(printable(f"in {folder}")) if folder else None
+    made = Table(title=title, title_justify="left", title_style="dim", box=None, pad_edge=False, header_style="bold")
+    made.add_column("file", overflow="fold", ratio=3)
     for name in ("score", "raw", "judged"):
         made.add_column(name, justify="right", no_wrap=True)
     made.add_column("modality", no_wrap=True)
@@ -307,7 +308,7 @@ def _unflatten(row: Mapping[str, str], guarded: bool) -> Record:
 
 def _common_folder(paths: list[str]) -> str:
     """The folder that all paths share, with its last slash; "" where it is none or there is but one path."""
-    shared = os.path.commonprefix(paths) if len(paths) > 1 else ""
+    shared = os.path.commonprefix(paths) if len(paths) > 1 else ""  # noqa: RUF071  cut at its last slash below
     return shared[: max(shared.rfind("/"), shared.rfind(os.sep)) + 1]
 
 
