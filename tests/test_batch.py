@@ -104,14 +104,14 @@ def test_each_frame_is_a_row_and_one_can_be_chosen(settings: Settings) -> None:
     assert [row["frame"] for row in records([name], Settings(model=settings.model, mask="none", frames=1))] == [1]
 
 
-def test_a_refused_model_ends_the_batch_before_its_first_row(pictures: list[str]) -> None:
+def test_a_refused_model_is_told_before_the_first_row(pictures: list[str]) -> None:
     with pytest.raises(ModelFileError, match="no such file"):
-        next(score_many(pictures, Settings(model="nowhere.onnx"), jobs=2))
+        score_many(pictures, Settings(model="nowhere.onnx"), jobs=2)
 
 
 def test_no_process_is_refused(pictures: list[str], settings: Settings) -> None:
     with pytest.raises(SaqmError, match="jobs=0; at least 1"):
-        next(score_many(pictures, settings, jobs=0))
+        score_many(pictures, settings, jobs=0)
 
 
 def test_a_map_is_saved_for_each_scored_picture(pictures: list[str], toy_model: Path, tmp_path: Path) -> None:

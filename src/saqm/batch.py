@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from saqm.scorer import ModelScorer, Score
 
 Record = Mapping[str, object]
+Groups = Generator[tuple[str, "tuple[Score, ...] | None"]]  # each file's name with its rows
 
 PENDING_PER_JOB = 4  # files waiting for each worker: enough to keep it busy, few enough to bound memory
 
@@ -66,20 +67,19 @@ def score_many(names: Iterable[str], settings: Settings, *, jobs: int = 1) -> Ge
     """Score files as `find_images` names them: rows in that order, one for each frame, streamed.
 
     What cannot be scored is a row with its reason. Names are taken as they are needed; a few per job wait at most.
-    Raises ModelFileError before the first row where the model is refused, OutputError where a map cannot be written.
+    Raises ModelFileError at once where the model is refused, and OutputError where a map cannot be written.
     """
-    with closing(_groups(names, settings, jobs, lambda _: False)) as groups:
-        for _, scores in groups:
-            yield from scores or ()
+    return _rows(_groups(names, settings, jobs, lambda _: False))
 
 
 def score_journaled(names: Iterable[str], settings: Settings, journal: Journal, *, jobs: int = 1) -> Generator[Record]:
     """`score_many` as records, noted in the journal before they are given out; known files are not scored again."""
-    with closing(_groups(names, settings, jobs, journal.knows)) as groups:
-        for name, scores in groups:
-            if scores is not None:
-                journal.add(name, [score.to_record() for score in scores])
-            yield from journal.records(name)
+    return _noted(_groups(names, settings, jobs, journal.knows), journal)
+
+
+def journal_path(result: Path) -> Path:
+    """Where the journal of a result stands until that is whole."""
+    return result.with_name(f"{result.name}.partial.jsonl")
 
 
 class Journal:
@@ -96,7 +96,7 @@ class Journal:
         """
         from saqm.modelfile import DEFAULT_MODEL, open_model, read_model
 
-        self.path = result.with_name(f"{result.name}.partial.jsonl")
+        self.path = journal_path(result)
         self._settings, self._model = settings, read_model(open_model(settings.model or DEFAULT_MODEL))
         self._places: dict[str, tuple[str, int]] = {}  # file name -> hash of its bytes, offset of its line
         header = {"saqm": __version__, "model_sha256": self._model.sha256, "settings": _decisive(settings)}
@@ -207,23 +207,31 @@ def _part(record: Record, key: str) -> Record:
     return part if isinstance(part, Mapping) else {}
 
 
-def _groups(
-    names: Iterable[str], settings: Settings, jobs: int, known: Callable[[str], bool]
-) -> Generator[tuple[str, tuple[Score, ...] | None]]:
+def _rows(groups: Groups) -> Generator[Score]:
+    with closing(groups):
+        for _, scores in groups:
+            yield from scores or ()
+
+
+def _noted(groups: Groups, journal: Journal) -> Generator[Record]:
+    with closing(groups):
+        for name, scores in groups:
+            if scores is not None:
+                journal.add(name, [score.to_record() for score in scores])
+            yield from journal.records(name)
+
+
+def _groups(names: Iterable[str], settings: Settings, jobs: int, known: Callable[[str], bool]) -> Groups:
     """Each name with its rows, in order; None in place of rows where the name is known already."""
     if jobs < 1:
         raise SaqmError(f"jobs={jobs}; at least 1 process is needed")
     scorer = _scorer(settings)  # also with workers: a refused model is told here, once
     if jobs > 1:
-        yield from _parallel(names, settings, jobs, known)
-        return
-    for name in names:
-        yield name, None if known(name) else _score_file(name, settings, scorer)
+        return _parallel(names, settings, jobs, known)
+    return ((name, None if known(name) else _score_file(name, settings, scorer)) for name in names)
 
 
-def _parallel(
-    names: Iterable[str], settings: Settings, jobs: int, known: Callable[[str], bool]
-) -> Generator[tuple[str, tuple[Score, ...] | None]]:
+def _parallel(names: Iterable[str], settings: Settings, jobs: int, known: Callable[[str], bool]) -> Groups:
     waiting: deque[tuple[str, ProcessPoolExecutor, Future[tuple[Score, ...]] | None]] = deque()
     todo = iter(names)
     pool = _pool(settings, jobs)

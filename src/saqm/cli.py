@@ -152,10 +152,12 @@ def _score_to_stdout(names: list[str], settings: Settings, jobs: int, form: Show
 
 
 def _score_to_file(names: list[str], settings: Settings, jobs: int, out: Path, tally: _Tally, *, resume: bool) -> None:
-    from saqm.batch import Journal, score_journaled
+    from saqm.batch import Journal, journal_path, score_journaled
     from saqm.outputs import table
 
-    table.format_of(out)
+    table.format_of(out)  # a wrong suffix is told before the work
+    if not resume and journal_path(out).exists():
+        _say(f"note: an earlier run stopped here ({journal_path(out)}); starting afresh, as --resume was not given")
     with Journal(out, settings, resume=resume) as journal:
         if resume and out.exists():
             journal.adopt(table.read_records(out))
