@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_windowing
 from pydicom.uid import (
     CTImageStorage,
@@ -209,6 +210,20 @@ def test_high_bits_that_are_not_stored_are_ignored(make: Make) -> None:
     assert np.array_equal(
         read_image(make(overlay, BitsStored=12, HighBit=11), window=(2048, 4096)).pixels, plain.pixels
     )
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"])
+def test_lossless_jpeg_of_many_bits_is_the_plain_picture(make: Make, bits: int, syntax: str) -> None:
+    import imagecodecs
+
+    stored = RAMP if bits == 12 else RAMP * 16
+    plain = make(stored, "plain.dcm", BitsStored=bits, HighBit=bits - 1)
+    data = pydicom.dcmread(plain)
+    data.PixelData = encapsulate([imagecodecs.jpeg8_encode(stored, lossless=True, bitspersample=bits)])
+    data.file_meta.TransferSyntaxUID = syntax
+    data.save_as(plain.with_name("coded.dcm"))
+    assert np.array_equal(read_image(plain.with_name("coded.dcm")).pixels, read_image(plain).pixels)
 
 
 # --- windows
@@ -608,6 +623,15 @@ def test_noise_after_a_preamble_is_an_image_error(tmp_path: Path, noise: bytes, 
     path.write_bytes(bytes(128) + b"DICM" + prefix + noise)
     with pytest.raises(ImageError, match=r"noise\.dcm"):
         read_image(path)
+
+
+def test_a_decoder_that_panics_costs_one_file(tmp_path: Path) -> None:
+    damaged = bytearray(Path(bundled("MR_small_RLE.dcm")).read_bytes())
+    for at, value in ((1888, 251), (2319, 156), (2424, 138), (3144, 255), (5828, 245)):
+        damaged[at] = value  # pylibjpeg-rle leaves with a PanicException, which is no Exception
+    (tmp_path / "panic.dcm").write_bytes(damaged)
+    with suppress(ImageError):  # another decoder may make something of it
+        read_image(tmp_path / "panic.dcm")
 
 
 SMALL = Path(bundled("MR_small.dcm")).read_bytes()

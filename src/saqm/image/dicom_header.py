@@ -47,8 +47,9 @@ WITHOUT_DECODER = {
 }
 
 # Core decoders first, so that installing an extra does not change the pixels of a lossy file by a grey level.
-DECODER_ORDER = ("pyjpegls", "pylibjpeg", "pydicom", "pillow", "imagecodecs", "gdcm")
-JPEG_ORDER = ("pillow", "imagecodecs", "gdcm", "pylibjpeg")
+# GDCM is left out: it ends the whole process on some damaged frames (see jpeg.py).
+DECODER_ORDER = ("pyjpegls", "pylibjpeg", "pydicom", "pillow", "imagecodecs")
+JPEG_ORDER = ("pillow", "imagecodecs", "pylibjpeg")
 
 UNDEFINED = 0xFFFFFFFF
 
@@ -92,9 +93,9 @@ def guarded(name: str, doing: str, notes: list[str]) -> Iterator[None]:
         warnings.simplefilter("always")
         try:
             yield
-        except (SaqmError, NameError):  # a NameError is ours, not the file's
+        except (SaqmError, NameError, KeyboardInterrupt, SystemExit, GeneratorExit):  # not the file's
             raise
-        except Exception as error:
+        except BaseException as error:  # decoders in Rust panic past Exception
             raise ImageError(f"{name}: {doing}: {first_line(error)}") from error
         finally:
             for warning in caught:
@@ -326,12 +327,12 @@ def _decoder(syntax: UID, name: str) -> Decoder:
 
 def _plugins(decoder: Decoder, name: str) -> tuple[str, ...]:
     """Plug-ins to try, in our order; ImageError that names the way out when none is installed."""
-    from saqm.image import jpeg12
+    from saqm.image import jpeg
 
     syntax = decoder.UID
     if not syntax.is_encapsulated:
         return ("",)
-    jpeg12.register()
+    jpeg.register()
     order = JPEG_ORDER if syntax.endswith((".4.50", ".4.51")) else DECODER_ORDER
     found = tuple(plugin for plugin in order if plugin in decoder.available_plugins)
     if not found:
