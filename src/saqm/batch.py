@@ -124,7 +124,7 @@ class Journal:
 
         place = self._places.get(name)
         try:
-            return place is not None and place[0] == sha256_of(name)
+            return place is not None and place[0] == sha256_of(name, max_pixels=self._settings.max_pixels)
         except ImageError:
             return False
 
