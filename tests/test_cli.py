@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import re
@@ -500,9 +501,26 @@ def test_evaluate_refuses_what_does_not_fit_together(saqm: Saqm, judged: Path, t
     assert ran.code == 2
     assert "exclude each other" in ran.err
     assert "belong together" in saqm("evaluate", "--manifest", judged, "--folds", 3).err
+    ran = saqm("evaluate", "--manifest", judged, "--predictions", "x.csv", "--as-trained")
+    assert (ran.code, "is about a model" in ran.err) == (2, True)
     ran = saqm("evaluate", "--manifest", tmp_path / "nix.csv", "--model", toy_model)
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("error: ")
+
+
+def test_resubstitution_is_asked_for_and_said_aloud(
+    saqm: Saqm, judged: Path, tmp_path: Path, header: ModelHeader, toy_onnx: Callable[..., bytes]
+) -> None:
+    seen = tuple(hashlib.sha256((tmp_path / f"{number}.png").read_bytes()).hexdigest() for number in range(2))
+    training = header.training.model_copy(update={"images_sha256": seen})
+    write_onnx(toy_onnx(), header.model_copy(update={"training": training}), tmp_path / "taught.onnx")
+    ran = saqm("evaluate", "--manifest", judged, "--model", tmp_path / "taught.onnx")
+    assert ran.code == 1
+    assert ran.out.count("--as-trained (as_trained=True) scores it all the same") == 2
+    ran = saqm("evaluate", "--manifest", judged, "--model", tmp_path / "taught.onnx", "--as-trained")
+    assert ran.code == 0
+    assert "note: 2 of 8 images were trained on: RESUBSTITUTION" in ran.err
+    assert "2 of 8 images were trained on: RESUBSTITUTION" in ran.out
 
 
 def test_training_without_its_extra_names_the_install_line(saqm: Saqm, monkeypatch: pytest.MonkeyPatch) -> None:

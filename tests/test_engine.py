@@ -92,7 +92,7 @@ def test_the_network_always_meets_full_chunks(header: ModelHeader, windows: np.n
         met.append(batch)
         return batch.mean((1, 2, 3)), np.ones(len(batch), np.float32), batch.mean((2, 3))
 
-    Engine("toy", header, "", forward).run(windows)
+    Engine("toy", header, "", forward, Path("toy.onnx")).run(windows)
     assert [batch.shape for batch in met] == [(CHUNK, 3, 32, 32)] * 3
     np.testing.assert_array_equal(met[2][9:], 0)
 

@@ -1,26 +1,25 @@
-"""Evaluation: statistics against other programs, the bootstrap against its definition, tables against meaning."""
+"""Evaluation: baselines, tables and protocols against their meaning."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy import stats
 
 from saqm import evaluate as ev
 from saqm.datasets import ct_reader_study
-from saqm.errors import ImageError, ManifestError, NotScorable, OutputError, UndefinedScore
+from saqm.errors import ImageError, ManifestError, NotScorable, UndefinedScore
+from saqm.image import sha256_of
 from saqm.manifest import Manifest, Row, Scale
-
-REFERENCE = json.loads((Path(__file__).parent / "reference" / "evaluate.json").read_text(encoding="utf-8"))
+from saqm.modelfile import ModelHeader, write_onnx
+from saqm.outputs.predictions import write_predictions
+from saqm.scorer import ModelScorer, load_scorer
 
 
 def rows_of(scenes: int = 8, methods: int = 5, domain: str = "ct", seed: int = 0) -> tuple[Row, ...]:
@@ -47,177 +46,6 @@ def rows_of(scenes: int = 8, methods: int = 5, domain: str = "ct", seed: int = 0
 def near(rows: tuple[Row, ...], noise: float, seed: int = 1) -> list[float]:
     rng = np.random.default_rng(seed)
     return [float(row.score + rng.normal(0, noise)) for row in rows if row.score is not None]
-
-
-# Statistics
-
-
-@pytest.mark.parametrize("case", REFERENCE["correlations"], ids=lambda case: case["name"])
-@pytest.mark.parametrize("statistic", ["srocc", "plcc", "krocc"])
-def test_correlations_equal_other_programs(case: dict[str, object], statistic: str) -> None:
-    if statistic in case:
-        found = getattr(ev, statistic)(case["x"], case["y"])
-        assert found == pytest.approx(case[statistic], abs=case.get("tolerance", 1e-12))
-
-
-@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=3, max_size=30))
-def test_srocc_equals_scipy_with_ties(pairs: list[tuple[int, int]]) -> None:
-    x, y = map(list, zip(*pairs, strict=True))
-    if len(set(x)) > 1 and len(set(y)) > 1:
-        assert ev.srocc(x, y) == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
-        assert ev.plcc(x, y) == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-12)
-
-
-def test_perfect_and_inverse_prediction() -> None:
-    y = [1.0, 2.0, 3.0, 5.0]
-    for statistic in (ev.srocc, ev.krocc, ev.plcc):
-        assert statistic(y, y) == pytest.approx(1)
-        assert statistic([-v for v in y], y) == pytest.approx(-1)
-    assert ev.srocc(np.exp(y), y) == 1  # ranks do not know the scale
-    assert ev.rmse(y, y) == ev.mae(y, y) == 0
-    assert ev.rmse([0, 0], [3, 4]) == pytest.approx(math.sqrt(12.5))
-    assert ev.mae([0, 0], [3, -4]) == 3.5
-
-
-@pytest.mark.parametrize("statistic", [ev.srocc, ev.plcc, ev.krocc, ev.plcc_logistic])
-@pytest.mark.parametrize(
-    ("x", "y", "message"),
-    [
-        ([2, 2, 2], [1, 2, 3], r"predictions are constant \(2\)"),
-        ([1, 2, 3], [4, 4, 4], r"opinions are constant \(4\)"),
-        ([1, 2], [1, 2], "2 pairs; wanted 3 or more"),
-        ([1, 2, math.nan], [1, 2, 3], "predictions hold 1 values that are not finite"),
-        ([1, 2, 3], [1, math.inf, math.nan], "opinions hold 2 values that are not finite"),
-        ([1, 2, 3], [1, 2], "not two lists of the same length"),
-    ],
-)
-def test_a_statistic_without_value_raises(
-    statistic: Callable[..., float], x: list[float], y: list[float], message: str
-) -> None:
-    with pytest.raises(UndefinedScore, match=message):
-        statistic(x, y)
-
-
-def test_errors_of_nothing_raise() -> None:
-    with pytest.raises(UndefinedScore, match="0 pairs; wanted 1 or more"):
-        ev.rmse([], [])
-
-
-def test_scenes_without_order_are_left_out_of_the_within_scene_correlation() -> None:
-    found = ev.srocc_by_scene([1, 2, 3, 3, 2, 1, 1, 2, 3], [1, 2, 3, 1, 2, 3, 4, 4, 4], list("aaabbbccc"))
-    assert found == {"a": 1, "b": -1}
-
-
-# Logistic
-
-
-def test_the_logistic_is_recovered() -> None:
-    truth = ev.Logistic((1.2, 4.7, 55.0, 8.0))
-    x = np.linspace(10, 95, 40)
-    fitted = ev.fit_logistic(x, truth(x))
-    assert fitted.fallback is None
-    assert fitted.parameters == pytest.approx(truth.parameters, rel=1e-4)
-    assert ev.plcc_logistic(x, truth(x)) == pytest.approx(1)
-    assert truth([55.0]) == pytest.approx((1.2 + 4.7) / 2)  # half way at b3
-
-
-def test_the_logistic_is_no_worse_than_the_line() -> None:
-    rng = np.random.default_rng(3)
-    for n in (6, 12, 60):
-        x = rng.normal(size=n)
-        y = x**3 + rng.normal(size=n)
-        line = np.polynomial.Polynomial.fit(x, y, 1)
-        assert ev.rmse(ev.fit_logistic(x, y)(x), y) <= ev.rmse(line(x), y) + 1e-9
-
-
-def test_a_line_in_place_of_the_logistic_is_reported() -> None:
-    few = ev.fit_logistic([1, 2, 3, 4, 5], [1, 3, 2, 4, 5])
-    assert few.fallback == "5 pairs are too few for four parameters"
-    assert few([1, 2, 3, 4, 5]).mean() == pytest.approx(3)
-    x = np.arange(20.0)
-    straight = ev.fit_logistic(x, 2 * x + 1)
-    assert straight.fallback == "no logistic comes closer than the straight line"
-    assert straight.parameters == pytest.approx((1, 2))
-
-
-def test_a_prediction_that_runs_against_the_opinions_is_not_turned_round() -> None:
-    x = np.arange(20.0)
-    fitted = ev.fit_logistic(x, -x)
-    assert np.all(np.diff(fitted(x)) >= 0)
-    with pytest.raises(UndefinedScore, match="constant"):
-        ev.plcc_logistic(x, -x)
-
-
-def test_the_logistic_does_not_overflow() -> None:
-    assert ev.Logistic((0.0, 1.0, 0.0, 1e-3))([-1e6, 1e6]).tolist() == [0, 1]
-
-
-# Bootstrap
-
-
-def test_a_weighted_replicate_is_the_repeated_sample() -> None:
-    rng = np.random.default_rng(0)
-    x, y = rng.integers(0, 6, 20), rng.integers(0, 6, 20)
-    weights = rng.integers(0, 4, (30, 20))
-    found = ev.srocc_replicates(x, y, weights)
-    for value, weight in zip(found, weights, strict=True):
-        assert value == pytest.approx(ev.srocc(np.repeat(x, weight), np.repeat(y, weight)), abs=1e-12)
-
-
-def test_a_constant_replicate_is_nan_and_left_out() -> None:
-    weights = np.array([[3, 0, 0], [1, 1, 1], [1, 1, 1]])
-    found = ev.srocc_replicates([1, 2, 3], [1, 2, 3], weights)
-    assert np.isnan(found[0])
-    assert ev.interval(found) == (1, 1)
-    assert ev.interval([math.nan, math.nan, 1]) is None
-
-
-def test_scenes_are_drawn_whole() -> None:
-    scenes = ["a", "a", "b", "c", "c", "c"]
-    weights = ev.cluster_weights(scenes, replicates=500, seed=1)
-    assert (weights[:, 0] == weights[:, 1]).all()
-    assert (weights[:, 3] == weights[:, 5]).all()
-    assert (weights[:, [0, 2, 3]].sum(1) == 3).all()  # three scenes drawn each time
-    assert weights.mean() == pytest.approx(1, abs=0.1)
-    assert (weights == ev.cluster_weights(scenes, replicates=500, seed=1)).all()
-    assert (weights != ev.cluster_weights(scenes, replicates=500, seed=2)).any()
-
-
-def test_scenes_and_methods_are_drawn_apart() -> None:
-    scenes, methods = ["a", "a", "b", "b"], ["x", "y", "x", "y"]
-    weights = ev.cluster_weights(scenes, methods, replicates=200, seed=0).reshape(-1, 2, 2)
-    assert (np.linalg.matrix_rank(weights) <= 1).all()  # a product of the two
-    assert (weights.sum((1, 2)) == 4).all()
-
-
-def test_the_cluster_bootstrap_sees_what_images_of_one_scene_share() -> None:
-    rng = np.random.default_rng(5)
-    scenes = np.repeat(np.arange(12), 6)
-    shared = rng.normal(size=12)[scenes]  # a shift of the prediction that a whole scene shares
-    y = rng.normal(size=72)
-    x = y + 1.5 * shared
-    by_scene = ev.srocc_replicates(x, y, ev.cluster_weights(list(scenes), replicates=1000, seed=0)).std()
-    by_image = ev.srocc_replicates(x, y, ev.cluster_weights(list(range(72)), replicates=1000, seed=0)).std()
-    assert by_scene > 0
-    assert by_image == pytest.approx(math.sqrt((1 + ev.srocc(x, y) ** 2 / 2) / 69) * (1 - ev.srocc(x, y) ** 2), rel=0.3)
-
-
-def test_a_better_predictor_is_significantly_better_and_itself_is_not() -> None:
-    rows = rows_of(12)
-    y = [row.score for row in rows]
-    good, poor = near(rows, 0.2), near(rows, 3)
-    weights = ev.cluster_weights([row.scene for row in rows], replicates=500, seed=0)
-    difference, (low, high), p = ev.compare(good, poor, y, weights)
-    assert low < difference < high
-    assert low > 0
-    assert p == pytest.approx(2 / 501)
-    assert ev.compare(good, good, y, weights) == (0, (0, 0), 1)
-
-
-@pytest.mark.parametrize("case", REFERENCE["holm"]["cases"])
-def test_holm_equals_r(case: dict[str, list[float]]) -> None:
-    assert ev.holm(case["p"]) == pytest.approx(case["adjusted"])
-    assert ev.holm(case["p"][::-1]) == pytest.approx(case["adjusted"][::-1])
 
 
 # Baselines
@@ -425,84 +253,112 @@ def test_one_broken_file_is_one_listed_failure(tmp_path: Path) -> None:
         ev.evaluate(Brightness(), Manifest(rows), seed=0)
 
 
-def test_scores_are_put_on_the_scale_of_the_opinions() -> None:
-    rows = rows_of(1, 3)
-    answers = iter((75.0, ImageError("broken"), NotScorable("constant image")))
+def test_scores_are_put_on_the_scale_of_the_opinions(tmp_path: Path) -> None:
+    rows = pictures(tmp_path)
+    seen = ev.evaluate(Brightness(), Manifest(rows, Scale(0, 10)), seed=0, replicates=20).predictions
+    downward = Scale(0, 10, higher_is_better=False)
+    turned = ev.evaluate(Brightness(), Manifest(rows, downward), seed=0, replicates=20).predictions
+    assert seen[0] == pytest.approx(10 * 5 / 255)  # rows of 10 and 0 in turn
+    assert np.add(seen, turned) == pytest.approx([10] * 12)
 
-    def score_file(_: str) -> float:
+
+def test_what_is_refused_is_listed_with_its_reason() -> None:
+    answers = iter((4.0, ImageError("broken"), NotScorable("constant image")))
+
+    def predict(_: Row) -> float:
         answer = next(answers)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    predictions, failures = ev.score_rows(rows, Scale(1, 5), score_file)
+    predictions, failures = ev.predict_rows(rows_of(1, 3), predict)
     assert predictions == (4, None, None)
     assert [reason for _, reason in failures] == ["broken", "constant image"]
-    assert ev.score_rows(rows, Scale(1, 5, higher_is_better=False), lambda _: 75.0)[0] == (2, 2, 2)
 
 
-# Tables and pictures
-
-
-def test_predictions_are_read_back(tmp_path: Path) -> None:
-    rows = [replace(row, score=None if index == 1 else row.score) for index, row in enumerate(pictures(tmp_path))]
-    predictions = [None, *(0.1 * index for index in range(1, 12))]
-    path = tmp_path / "out.csv"
-    ev.write_predictions(path, rows, predictions, [index % 3 for index in range(12)], seeds=7)
-    found = ev.read_predictions(path)
-    assert [p.prediction for p in found] == predictions
-    assert [p.score for p in found] == [row.score for row in rows]
-    assert [(p.path, p.fold, p.seed) for p in found[:2]] == [("0.png", 0, 7), ("1.png", 1, 7)]
-    assert len({p.sha256 for p in found}) == 12
-    assert str(tmp_path) not in path.read_text()
-    with pytest.raises(UndefinedScore, match="12 rows, 12 predictions, 1 folds, 12 seeds"):
-        ev.write_predictions(path, rows, predictions, [0])
-    with pytest.raises(OutputError, match="cannot be written"):
-        ev.write_predictions(tmp_path / "none" / "out.csv", rows, predictions, [0] * 12)
-    assert ev.read_predictions(path) == found
-
-
-def test_predictions_find_their_images_whatever_they_are_called(tmp_path: Path) -> None:
+def test_an_evaluation_without_one_prediction_says_why(tmp_path: Path) -> None:
     rows = pictures(tmp_path)
-    path = tmp_path / "out.csv"
-    seeds = [0] * 12 + [1] * 11
-    ev.write_predictions(path, rows + rows[:11], [*range(12), *range(2, 13)], [0] * 23, seeds)
-    renamed = rows[11].path.rename(tmp_path / "renamed.png")
-    table = ev.read_predictions(path)
-    by_seed = ev.predictions_of((replace(rows[11], path=renamed), rows[0]), table)
-    assert by_seed == ((11, 0), (None, 2))
-    assert ev.mean_of_seeds(by_seed) == (11, 1)
-    with pytest.raises(ManifestError, match=r"0\.png: predicted twice with seed 0; leave one line"):
-        ev.predictions_of(rows[:1], (*table, table[0]))
-    with pytest.raises(ManifestError, match="none of the 1 predictions is of one of these 1 images"):
-        ev.predictions_of(rows[:1], table[1:2])
+    for row in rows:
+        row.path.write_bytes(b"")
+    with pytest.raises(UndefinedScore, match=r"none of 12 images has a prediction; the first: .*0\.png: .*empty file"):
+        ev.evaluate(Brightness(), Manifest(rows, Scale(1, 5)), seed=0)
 
 
-def test_a_foreign_table_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "p.csv"
-    path.write_text("a,b\n1,2\n")
-    with pytest.raises(ManifestError, match="wanted the columns sha256, path"):
-        ev.read_predictions(path)
-    path.write_text("sha256,path,scene,domain,method,fold,seed,score,prediction\nh,a.png,s,d,,x,,1,2\nh\n")
-    with pytest.raises(
-        ManifestError, match=r"2 problems\n  line 2: invalid literal for int.*\n  line 3: wanted 9 cells"
-    ):
-        ev.read_predictions(path)
-    with pytest.raises(ManifestError, match="cannot be read"):
-        ev.read_predictions(tmp_path / "none.csv")
+# A model on the images that it was trained on
 
 
-def test_the_scatter_is_a_picture_with_a_panel_a_domain(tmp_path: Path) -> None:
-    from PIL import Image
+@pytest.fixture
+def taught(
+    tmp_path: Path, header: ModelHeader, toy_onnx: Callable[..., bytes]
+) -> Callable[[Sequence[Row]], ModelScorer]:
+    """The toy model, whose file says that it was trained on some rows."""
 
-    rows = (*rows_of(domain="ct"), *rows_of(domain="mr"))
-    for name, shown in (("one", rows[:40]), ("two", rows)):
-        ev.scatter(
-            ev.evaluate_predictions(shown, near(shown, 0.5), seed=0, replicates=50), tmp_path / f"{name}.png"
-        )  # fmt: skip
-    one, two = (Image.open(tmp_path / f"{name}.png").convert("RGB") for name in ("one", "two"))
-    assert two.width > 1.7 * one.width
-    assert len(one.getcolors(1_000_000)) > 100
+    def make(rows: Sequence[Row]) -> ModelScorer:
+        hashes = tuple(sha256_of(row.path) for row in rows)
+        training = header.training.model_copy(update={"images_sha256": hashes})
+        write_onnx(toy_onnx(), header.model_copy(update={"training": training}), tmp_path / "taught.onnx")
+        return load_scorer(tmp_path / "taught.onnx")
+
+    return make
+
+
+Taught = Callable[[Sequence[Row]], ModelScorer]
+
+
+def test_images_that_were_trained_on_get_their_out_of_fold_predictions(tmp_path: Path, taught: Taught) -> None:
+    rows = pictures(tmp_path)
+    scorer = taught(rows)
+    by_seed = [[5 - 0.3 * index + 0.01 * seed for index in range(12)] for seed in (0, 1)]
+    write_predictions(
+        tmp_path / "taught.out_of_fold.csv", rows + rows, by_seed[0] + by_seed[1], [0] * 24, [0] * 12 + [1] * 12
+    )
+    found = ev.evaluate(scorer, Manifest(rows, Scale(1, 5)), seed=0, replicates=50)
+    assert found.predictions == pytest.approx(np.mean(by_seed, axis=0))
+    assert found.result("default").srocc == pytest.approx(-1)  # the model itself would reach 1
+    assert found.result("default").srocc_by_seed == pytest.approx((-1, -1))
+    assert found.protocol.startswith(
+        "12 of 12 images were trained on: their recorded out-of-fold predictions are used; judged"
+    )
+    assert not found.failures
+
+
+def test_new_images_are_scored_beside_those_that_were_trained_on(tmp_path: Path, taught: Taught) -> None:
+    rows = pictures(tmp_path)
+    scorer = taught(rows[:5])
+    write_predictions(tmp_path / "taught.out_of_fold.csv", rows[:5], [1.5] * 5, [0] * 5)
+    found = ev.evaluate(scorer, Manifest(rows, Scale(1, 5)), seed=0, replicates=50)
+    alone = ev.evaluate(scorer, Manifest(rows[5:], Scale(1, 5)), seed=0, replicates=50)
+    assert found.predictions == (*[1.5] * 5, *alone.predictions)
+    assert "5 of 12 images were trained on" in found.protocol
+    assert "trained on" not in alone.protocol
+
+
+def test_resubstitution_is_never_silent(tmp_path: Path, taught: Taught) -> None:
+    rows = pictures(tmp_path)
+    scorer, manifest = taught(rows[:5]), Manifest(rows, Scale(1, 5))
+    refused = ev.evaluate(scorer, manifest, seed=0, replicates=50)
+    assert [Path(path).name for path, _ in refused.failures] == [f"{index}.png" for index in range(5)]
+    assert "no table of them stands beside the model file; --as-trained" in refused.failures[0][1]
+    assert "5 of 12 images have no prediction" in refused.protocol
+    write_predictions(tmp_path / "taught.out_of_fold.csv", rows[:4], [2] * 4, [0] * 4)
+    (only,) = ev.evaluate(scorer, manifest, seed=0, replicates=50).failures
+    assert Path(only[0]).name == "4.png"
+    assert "taught.out_of_fold.csv has none" in only[1]
+    asked_for = ev.evaluate(scorer, manifest, seed=0, replicates=50, as_trained=True)
+    assert not asked_for.failures
+    assert asked_for.result("default").srocc == pytest.approx(1)
+    assert asked_for.protocol.startswith("5 of 12 images were trained on: RESUBSTITUTION")
+    with pytest.raises(UndefinedScore, match=r"none of 1 images has a prediction; the first: .*4\.png: the model was"):
+        ev.evaluate(scorer, Manifest(rows[4:5], Scale(1, 5)), seed=0)
+
+
+def test_a_prediction_recorded_for_another_opinion_is_not_taken(tmp_path: Path, taught: Taught) -> None:
+    rows = pictures(tmp_path)
+    scorer = taught(rows[:1])
+    write_predictions(tmp_path / "taught.out_of_fold.csv", rows[:1], [2], [0])
+    other = (replace(rows[0], score=40.0), *rows[1:])
+    (failure,) = ev.evaluate(scorer, Manifest(other, Scale(0, 100)), seed=0, replicates=50).failures
+    assert "with the opinion score 1.0, which is 40.0 here" in failure[1]
 
 
 # The real study

@@ -209,6 +209,9 @@ def evaluate(
     recipe: Annotated[str | None, typer.Option(help="How to train in each fold: a name, or a .toml file.")] = None,
     by_method: Annotated[bool, typer.Option("--by-method", help="In the folds, keep methods apart as well.")] = False,
     anchors: Annotated[bool, typer.Option("--anchors", help="Count scores that nobody judged, too.")] = False,
+    as_trained: Annotated[
+        bool, typer.Option("--as-trained", help="Score images that the model was trained on, too: no test of it.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the bootstrap, and of the folds.")] = 0,
     scatter: Annotated[Path | None, typer.Option(help="Draw opinion against prediction (PNG).")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for predictions, tables and the scatter plot.")] = None,
@@ -216,21 +219,24 @@ def evaluate(
 ) -> None:
     """Compare scores with opinion scores: correlations with intervals, beside a constant, the oracle and the readers.
 
-    A model that is given is scored as it is: whether it was trained on these scenes is for you to know. Exit code 1
-    where some images could not be scored.
+    An image that the model was trained on gets the prediction recorded beside the model file, made by a model that
+    never saw its scene; without one it is listed as a failure. Exit code 1 where some images could not be scored.
     """
     from saqm.evaluate import evaluate as evaluate_scorer
-    from saqm.evaluate import evaluate_predictions, mean_of_seeds, predictions_of, read_predictions, write_predictions
-    from saqm.evaluate import scatter as draw_scatter
+    from saqm.evaluate import evaluate_predictions
     from saqm.manifest import read_manifest
+    from saqm.outputs.predictions import mean_of_seeds, predictions_of, read_predictions, write_predictions
+    from saqm.outputs.scatter import scatter as draw_scatter
 
     if sum(choice is not None for choice in (model, predictions, folds)) > 1:
         raise typer.BadParameter("--model, --predictions and --folds exclude each other")
+    if as_trained and (predictions is not None or folds is not None):
+        raise typer.BadParameter("--as-trained is about a model; leave --predictions and --folds out")
     if (folds is None) != (recipe is None):
         raise typer.BadParameter("--folds and --recipe belong together: what to train, and how often")
     checked = read_manifest(manifest)
     if folds is not None:
-        cross_validate = _training("train", "cross_validate_command")
+        cross_validate = _training("experiments", "cross_validate_command")
         result = cross_validate(
             checked, recipe=recipe, folds=folds, by_method=by_method, judged_only=not anchors, seed=seed, out=out
         )
@@ -248,7 +254,9 @@ def evaluate(
     else:
         from saqm.scorer import load_scorer
 
-        result = evaluate_scorer(load_scorer(model), checked, seed=seed, judged_only=not anchors)
+        result = evaluate_scorer(load_scorer(model), checked, seed=seed, judged_only=not anchors, as_trained=as_trained)
+        if as_trained:
+            _say(f"note: {result.protocol}")
     if out is not None:
         _made(out)
         _save_text(out / "evaluation.json", result.to_json())
@@ -372,7 +380,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a model from images with opinion scores."""
-    train_command = _training("train", "train_command")
+    train_command = _training("experiments", "train_command")
     made = train_command(
         source=source, target=target, recipe=recipe, out=out, seed=seed, towers=towers, resume=resume, say=_say
     )
@@ -391,7 +399,7 @@ def pretrain(
     as_json: AsJson = False,
 ) -> None:
     """Teach a network about windows of images, from labels that need no opinions: a start for `saqm train`."""
-    pretrain_command = _training("pretrain", "pretrain_command")
+    pretrain_command = _training("experiments", "pretrain_command")
     made = pretrain_command(
         names=_found(paths), twins=twins, recipe=recipe, out=out, seed=seed, resume=resume, say=_say
     )

@@ -34,12 +34,13 @@ class WindowOutputs(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """A loaded model. `name` is what runs it ("onnx", "torch"), `sha256` that of the model file."""
+    """A loaded model. `name` is what runs it ("onnx", "torch"); `sha256` and `path` are those of the model file."""
 
     name: str
     header: ModelHeader
     sha256: str
     forward: Forward
+    path: Path
 
     def run(self, windows_N3PP: NDArray[np.float32]) -> WindowOutputs:
         """Judge N >= 1 windows, float32 (N, 3, P, P).
@@ -87,7 +88,7 @@ def load_engine(path: str | Path, engine: EngineName = "auto", threads: int | No
         raise SaqmError(f"{path}: engine {chosen} runs {_NEEDS[chosen]} files; use engine auto, or `saqm export`")
     model = read_model(path)
     forward = _onnx(path, model, threads) if chosen == "onnx" else _torch(path, model, threads)
-    return Engine(chosen, model.header, model.sha256, forward)
+    return Engine(chosen, model.header, model.sha256, forward, path)
 
 
 def _onnx(path: Path, model: ModelFile, threads: int | None) -> Forward:

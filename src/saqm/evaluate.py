@@ -1,14 +1,11 @@
 """How well predictions follow opinion scores, with what certainty, and beside what baselines.
 
-Predictions and opinions stand on the same scale and in the same direction. A statistic that has no value raises
-UndefinedScore; in the table of an Evaluation it is None and printed as "undefined", never as a number.
-Axes: N images, R bootstrap replicates.
+Predictions and opinions stand on the same scale and in the same direction. In the table of an Evaluation a statistic
+without value is None and printed as "undefined", never as a number. The statistics themselves: `saqm.statistics`.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections import defaultdict
@@ -18,278 +15,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from saqm.errors import ImageError, ManifestError, MissingExtra, NotScorable, UndefinedScore
+from saqm.errors import ImageError, NotScorable, UndefinedScore
 from saqm.manifest import Manifest, Row, Scale, normalised
-from saqm.writing import replacing
+from saqm.modelfile import out_of_fold_path
+from saqm.outputs.predictions import Prediction, read_predictions
+from saqm.statistics import (
+    LEVEL,
+    REPLICATES,
+    Floats,
+    Interval,
+    cluster_weights,
+    compare,
+    defined,
+    fit_logistic,
+    holm,
+    interval,
+    krocc,
+    mae,
+    plcc,
+    rmse,
+    srocc,
+    srocc_by_scene,
+    srocc_replicates,
+)
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from saqm.scorer import Scorer
 
-Floats = NDArray[np.float64]
-Interval = tuple[float, float]
-
-REPLICATES = 2000  # of a bootstrap: the usual number for 95 % percentile intervals (Efron & Tibshirani 1993, ch. 14)
-LEVEL = 0.95  # of every interval
-LEAST = 3  # pairs of which a correlation is taken
-LEAST_LOGISTIC = 6  # pairs for a curve of four parameters; below, a straight line is fitted and said to be
-_BLOCK = 2_000_000  # cells of replicates x images handled at once, so that memory is bounded
 PREDICTION = "prediction"
 ORACLE = "oracle: mean of the method on other scenes"
 CONSTANT = "constant: mean of other scenes"
 READERS_MEAN = "readers: mean of these"
 EVERYTHING = "all"  # the name of all domains together
-
-
-# Correlations and errors
-
-
-def srocc(predictions: ArrayLike, opinions: ArrayLike) -> float:
-    """Spearman's rank correlation, ties at their mean rank, -1 to 1, higher is better.
-
-    Raises UndefinedScore for fewer than 3 pairs, a value that is not finite, or a constant.
-    """
-    x, y = _pairs(predictions, opinions)
-    return float(srocc_replicates(x, y, np.ones((1, len(x)), np.int64))[0])
-
-
-def plcc(predictions: ArrayLike, opinions: ArrayLike) -> float:
-    """Pearson's linear correlation, -1 to 1, higher is better. Raises UndefinedScore as srocc does."""
-    x, y = _pairs(predictions, opinions)
-    x, y = x - x.mean(), y - y.mean()
-    return float(np.clip((x / np.linalg.norm(x)) @ (y / np.linalg.norm(y)), -1, 1))
-
-
-def krocc(predictions: ArrayLike, opinions: ArrayLike) -> float:
-    """Kendall's rank correlation tau-b (with ties), -1 to 1, higher is better. Raises UndefinedScore as srocc does."""
-    from scipy.stats import kendalltau
-
-    x, y = _pairs(predictions, opinions)
-    return float(kendalltau(x, y).statistic)
-
-
-def rmse(predictions: ArrayLike, opinions: ArrayLike) -> float:
-    """Root mean square error in points of the opinion scale, lower is better."""
-    x, y = _finite(predictions, opinions, 1)
-    return float(np.sqrt(np.mean((x - y) ** 2)))
-
-
-def mae(predictions: ArrayLike, opinions: ArrayLike) -> float:
-    """Mean absolute error in points of the opinion scale, lower is better."""
-    x, y = _finite(predictions, opinions, 1)
-    return float(np.mean(np.abs(x - y)))
-
-
-def srocc_by_scene(predictions: ArrayLike, opinions: ArrayLike, scenes: Sequence[Hashable]) -> dict[Hashable, float]:
-    """srocc inside each scene; a scene where it is undefined (constant, fewer than 3) is left out."""
-    x, y = _finite(predictions, opinions, 1)
-    members: dict[Hashable, list[int]] = defaultdict(list)
-    for index, scene in enumerate(scenes):
-        members[scene].append(index)
-    values = {scene: _defined(srocc, x[index], y[index]) for scene, index in members.items()}
-    return {scene: value for scene, value in values.items() if value is not None}
-
-
-def _finite(predictions: ArrayLike, opinions: ArrayLike, least: int) -> tuple[Floats, Floats]:
-    x, y = np.asarray(predictions, np.float64), np.asarray(opinions, np.float64)
-    if x.ndim != 1 or x.shape != y.shape:
-        raise UndefinedScore(f"predictions {x.shape} and opinions {y.shape} are not two lists of the same length")
-    if len(x) < least:
-        raise UndefinedScore(f"{len(x)} pairs; wanted {least} or more")
-    for name, values in (("predictions", x), ("opinions", y)):
-        if not np.isfinite(values).all():
-            raise UndefinedScore(f"{name} hold {int((~np.isfinite(values)).sum())} values that are not finite")
-    return x, y
-
-
-def _pairs(predictions: ArrayLike, opinions: ArrayLike) -> tuple[Floats, Floats]:
-    x, y = _finite(predictions, opinions, LEAST)
-    for name, values in (("predictions", x), ("opinions", y)):
-        if np.ptp(values) == 0:
-            raise UndefinedScore(f"{name} are constant ({values[0]:.4g}): a correlation has no value")
-    return x, y
-
-
-def _defined(statistic: Callable[[ArrayLike, ArrayLike], float], x: ArrayLike, y: ArrayLike) -> float | None:
-    try:
-        return statistic(x, y)
-    except UndefinedScore:
-        return None
-
-
-# The logistic between predictions and opinions
-
-
-@dataclass(frozen=True)
-class Logistic:
-    """b1 + (b2 - b1) / (1 + exp(-(x - b3) / |b4|)), or a straight line b1 + b2 x where `fallback` says why."""
-
-    parameters: tuple[float, ...]
-    fallback: str | None = None
-
-    def __call__(self, predictions: ArrayLike) -> Floats:
-        """Predictions mapped onto the opinion scale, (N,)."""
-        x = np.asarray(predictions, np.float64)
-        if self.fallback is not None:
-            intercept, slope = self.parameters
-            return np.asarray(intercept + slope * x)
-        low, high, middle, width = self.parameters
-        return np.asarray(low + (high - low) * (1 + np.tanh((x - middle) / abs(width) / 2)) / 2)  # no overflow
-
-
-def fit_logistic(predictions: ArrayLike, opinions: ArrayLike) -> Logistic:
-    """The increasing four-parameter logistic of least squares (VQEG 2003), from several starts within bounds.
-
-    A straight line takes its place, and `fallback` says so, below 6 pairs or where no start does better than the line.
-    Increasing only: predictions that run against the opinions must not be turned round in silence.
-    """
-    from scipy.optimize import least_squares
-
-    x, y = _pairs(predictions, opinions)
-    (x0, x1), (y0, y1) = (float(x.mean()), float(x.std())), (float(y.mean()), float(y.std()))
-    u, v = (x - x0) / x1, (y - y0) / y1
-    slope = max(0.0, float(u @ v) / len(u))
-    line = (y0 - slope * y1 / x1 * x0, slope * y1 / x1)
-    if len(x) < LEAST_LOGISTIC:
-        return Logistic(line, f"{len(x)} pairs are too few for four parameters")
-
-    def residuals(p: Floats) -> Floats:  # p: low, height, middle, width, in standard deviations
-        return np.asarray(p[0] + p[1] * (1 + np.tanh((u - p[2]) / p[3] / 2)) / 2 - v)
-
-    def slopes(p: Floats) -> Floats:
-        z = (u - p[2]) / p[3]
-        rise = (1 + np.tanh(z / 2)) / 2
-        steep = p[1] * rise * (1 - rise) / p[3]
-        return np.stack([np.ones_like(u), rise, -steep, -steep * z], 1)
-
-    reach, height = float(np.ptp(u)), float(np.ptp(v))
-    lower = np.array([v.min() - height, 0.0, u.min() - reach, reach / 100])
-    upper = np.array([v.max(), 3 * height, u.max() + reach, 3 * reach])
-    best, least = None, float(np.sum((v - slope * u) ** 2))
-    for middle in np.quantile(u, [0.2, 0.5, 0.8]):
-        for width in (reach / 20, reach / 5, reach):
-            start = np.array([v.min(), height, middle, width])
-            found = least_squares(residuals, start, slopes, bounds=(lower, upper), max_nfev=200)
-            if 2 * found.cost < least:
-                best, least = found.x, 2 * float(found.cost)
-    if best is None:
-        return Logistic(line, "no logistic comes closer than the straight line")
-    low = y0 + y1 * best[0]
-    return Logistic((float(low), float(low + y1 * best[1]), float(x0 + x1 * best[2]), float(x1 * best[3])))
-
-
-def plcc_logistic(predictions: ArrayLike, opinions: ArrayLike) -> float:
-    """plcc after fit_logistic **on these same data**: an upper bound, to be reported as fitted on the test data."""
-    return plcc(fit_logistic(predictions, opinions)(predictions), opinions)
-
-
-# Bootstrap
-
-
-def cluster_weights(*labels: Sequence[Hashable], replicates: int, seed: int) -> NDArray[np.int64]:
-    """How often each image stands in each bootstrap replicate, (R, N).
-
-    Whole clusters are drawn with replacement. With two lists of labels (scenes and methods) each is drawn on its own
-    and an image counts the product: the two-way bootstrap (Owen 2007, Annals of Applied Statistics 1(2)).
-    """
-    rng = np.random.default_rng(seed)
-    weights = np.ones((replicates, len(labels[0])), np.int64)
-    for names in labels:
-        order = {name: place for place, name in enumerate(dict.fromkeys(names))}
-        drawn = rng.multinomial(len(order), np.full(len(order), 1 / len(order)), size=replicates)
-        weights *= drawn[:, [order[name] for name in names]]
-    return weights
-
-
-def srocc_replicates(predictions: ArrayLike, opinions: ArrayLike, weights_RN: NDArray[np.int64]) -> Floats:
-    """srocc of every replicate, (R,); NaN where a replicate is constant. Weight 2 is the image standing there twice."""
-    x, y = _finite(predictions, opinions, 1)
-    values = np.empty(len(weights_RN))
-    block = max(1, _BLOCK // len(x))
-    for start in range(0, len(values), block):
-        part = weights_RN[start : start + block]
-        ranks_x, ranks_y = _centred_ranks(x, part), _centred_ranks(y, part)
-        # Twice the ranks are whole numbers, so the sums are exact and a constant gives exactly zero.
-        covariance, own_x, own_y = (
-            np.einsum("rn,rn,rn->r", part, a, b)
-            for a, b in ((ranks_x, ranks_y), (ranks_x, ranks_x), (ranks_y, ranks_y))
-        )
-        product = np.sqrt(own_x * own_y)
-        values[start : start + block] = np.divide(
-            covariance, product, out=np.full(len(part), np.nan), where=product > 0
-        )
-    return np.clip(values, -1, 1)
-
-
-def _centred_ranks(values: Floats, weights_RN: NDArray[np.int64]) -> Floats:
-    """Mean ranks among the replicate's images, minus their mean, (R, N)."""
-    order = np.argsort(values, kind="stable")
-    first = np.flatnonzero(np.append(True, np.diff(values[order]) > 0))
-    tied = np.add.reduceat(weights_RN[:, order], first, axis=1)
-    ranks = tied.cumsum(1) - tied / 2 - weights_RN.sum(1, keepdims=True) / 2
-    place = np.empty(len(values), np.intp)
-    place[order] = np.repeat(np.arange(len(first)), np.diff(np.append(first, len(values))))
-    return np.asarray(ranks[:, place])
-
-
-def interval(replicates: ArrayLike) -> Interval | None:
-    """The 95 % percentile interval; undefined replicates (NaN) are left out, and None where they are the majority."""
-    values = np.asarray(replicates, np.float64)
-    known = values[np.isfinite(values)]
-    if 2 * len(known) <= len(values):
-        return None
-    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """srocc of one predictor minus another's on the same images; two-sided p from the paired cluster bootstrap."""
-
-    domain: str
-    first: str
-    second: str
-    n: int
-    difference: float
-    interval: Interval
-    p: float
-    p_holm: float
-
-    @property
-    def verdict(self) -> str:
-        """In words, at 5 % after Holm's correction."""
-        if self.p_holm >= 1 - LEVEL:
-            return "not significant"
-        return "significantly higher" if self.difference > 0 else "significantly lower"
-
-
-def compare(
-    first: ArrayLike, second: ArrayLike, opinions: ArrayLike, weights_RN: NDArray[np.int64]
-) -> tuple[float, Interval, float]:
-    """srocc(first) - srocc(second), its 95 % interval and two-sided p over the same replicates (cluster_weights).
-
-    Raises UndefinedScore where either correlation, or most replicates, have no value.
-    """
-    difference = srocc(first, opinions) - srocc(second, opinions)
-    differences = srocc_replicates(first, opinions, weights_RN) - srocc_replicates(second, opinions, weights_RN)
-    bounds = interval(differences)
-    if bounds is None:
-        raise UndefinedScore("most bootstrap replicates are constant")
-    known = differences[np.isfinite(differences)]
-    tail = min(int((known <= 0).sum()), int((known >= 0).sum()))
-    return difference, bounds, min(1.0, 2 * (tail + 1) / (len(known) + 1))  # + 1: never zero (Davison & Hinkley 1997)
-
-
-def holm(p_values: Sequence[float]) -> tuple[float, ...]:
-    """p-values corrected for their number (Holm 1979, Scandinavian Journal of Statistics 6), in the same order."""
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = highest
-    return tuple(adjusted)
+_SAME_SCORE = 1e-6  # two opinion scores closer than this are the same, written by two programs
 
 
 # Baselines: what is reached without looking at the image, and what people reach
@@ -347,6 +106,27 @@ def readers(rows: Sequence[Row]) -> tuple[tuple[list[int], Floats, Floats], ...]
 
 
 # The table
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """srocc of one predictor minus another's on the same images; two-sided p from the paired cluster bootstrap."""
+
+    domain: str
+    first: str
+    second: str
+    n: int
+    difference: float
+    interval: Interval
+    p: float
+    p_holm: float
+
+    @property
+    def verdict(self) -> str:
+        """In words, at 5 % after Holm's correction."""
+        if self.p_holm >= 1 - LEVEL:
+            return "not significant"
+        return "significantly higher" if self.difference > 0 else "significantly lower"
 
 
 @dataclass(frozen=True)
@@ -490,6 +270,7 @@ def evaluate_predictions(
     by_seed: Sequence[Sequence[float | None]] = (),
     failures: tuple[tuple[str, str], ...] = (),
     manifest_sha256: str | None = None,
+    made: str | None = None,
 ) -> Evaluation:
     """Results of out-of-fold `predictions`, domain by domain and in all.
 
@@ -497,6 +278,7 @@ def evaluate_predictions(
     by: what the folds kept apart, as in manifest.folds; with "method" in it there is no oracle, for the method is new.
     judged_only: leave out the anchors. others: further predictors by name, compared with the first. by_seed: the same
     predictor trained from other seeds, whose spread is shown apart from the images' intervals.
+    made: in place of what `by` says, how the predictions were made, in words for the protocol.
     Raises UndefinedScore for a prediction that is not finite, a list of another length, or nothing to evaluate.
     """
     predictors = {name: predictions, **(others or {})}
@@ -546,7 +328,8 @@ def evaluate_predictions(
         Comparison(domain, name, label, n, *found, p_holm)
         for (domain, label, n, found), p_holm in zip(pairs, corrected, strict=True)
     )
-    protocol = f"no {' and no '.join(by)} in both training and test" if by else "one model, not cross-validated here"
+    kept_apart = f"no {' and no '.join(by)} in both training and test" if by else "one model, not cross-validated here"
+    protocol = made or kept_apart
     protocol += "; judged images only" if judged_only else "; anchors fixed by the protocol of the study included"
     if len(kept) < len(wanted):
         protocol += f"; {len(wanted) - len(kept)} of {len(wanted)} images have no prediction"
@@ -610,7 +393,7 @@ def _result(
         srocc_interval_methods=bounds("scenes and methods", scenes, methods),
         within_scene_srocc=_mean(inside.values()),
         plcc=plcc(x, y),
-        plcc_logistic=_defined(plcc, fitted(x), y),
+        plcc_logistic=defined(plcc, fitted(x), y),
         krocc=krocc(x, y),
         rmse=rmse(x, y),
         mae=mae(x, y),
@@ -669,7 +452,7 @@ def _paired(
 
 def _by_seed(rows: Sequence[Row], values: Sequence[float | None]) -> float | None:
     known = [(v, row.score) for v, row in zip(values, rows, strict=True) if v is not None and row.score is not None]
-    return _defined(srocc, [v for v, _ in known], [score for _, score in known])
+    return defined(srocc, [v for v, _ in known], [score for _, score in known])
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -690,60 +473,124 @@ def _spread(values: Sequence[float | None]) -> str:
 
 
 def evaluate(
-    scorer: Scorer, manifest: Manifest, *, seed: int, judged_only: bool = True, replicates: int = REPLICATES
+    scorer: Scorer,
+    manifest: Manifest,
+    *,
+    seed: int,
+    judged_only: bool = True,
+    as_trained: bool = False,
+    replicates: int = REPLICATES,
 ) -> Evaluation:
     """Score every image of a manifest that has an opinion score, and evaluate. One broken file is one listed failure.
 
-    Scores of 0..100 are put on the manifest's scale. Not cross-validated: where the model's file says
-    that it was trained on some of these images, the protocol says how many.
-    Raises ManifestError for a manifest without scale, UndefinedScore when no image could be scored.
+    Scores of 0..100 are put on the manifest's scale. An image that the model was trained on (its header lists them by
+    SHA-256) gets the out-of-fold prediction recorded beside the model file instead, and is a failure without one:
+    a model is not tested on what it was taught. `as_trained` scores it all the same, and the protocol says so.
+    Raises ManifestError for a manifest without scale, UndefinedScore when no image has a prediction.
     """
-    from saqm.image import read_image
+    from saqm.image import read_image, sha256_of
     from saqm.scorer import ModelScorer, score
 
-    trained_on = frozenset(scorer.header.training.images_sha256 if isinstance(scorer, ModelScorer) else ())
-    seen: list[str] = []
-
-    def score_file(path: str) -> float | None:
-        image = read_image(path)
-        if image.source.sha256 in trained_on:
-            seen.append(path)
-        return score(image, scorer).score
-
-    rows = [row for row in manifest.rows if row.score is not None and (row.judged or not judged_only)]
     if manifest.scale is None:
         normalised(0, None)  # says how to give one
-    predictions, failures = score_rows(rows, manifest.scale, score_file)
-    evaluation = evaluate_predictions(
+    rows = [row for row in manifest.rows if row.score is not None and (row.judged or not judged_only)]
+    trained_on: frozenset[str] = frozenset()
+    recorded = _Recorded()
+    if isinstance(scorer, ModelScorer):
+        trained_on = frozenset(scorer.header.training.images_sha256)
+        if trained_on and not as_trained:
+            recorded = _Recorded.read(out_of_fold_path(scorer.engine.path))
+    seen: list[str | None] = []  # SHA-256 of each row that was trained on
+
+    def predict(row: Row) -> float | None:
+        seen.append(None)
+        if trained_on and (sha256 := sha256_of(row.path)) in trained_on:
+            seen[-1] = sha256
+            if not as_trained:
+                return recorded.prediction(sha256, row)
+        value = score(read_image(row.path), scorer).score
+        return None if value is None else _on_scale(value / 100, manifest.scale)
+
+    predictions, failures = predict_rows(rows, predict)
+    if failures and len(failures) == len(rows):
+        raise UndefinedScore(f"none of {len(rows)} images has a prediction; the first: {': '.join(failures[0])}")
+    count = len(rows) - seen.count(None)
+    made = f"{count} of {len(rows)} images were trained on: "
+    made += (
+        "RESUBSTITUTION: they are scored by the very model that was taught their scores, which is no test of it"
+        if as_trained
+        else "their recorded out-of-fold predictions are used"
+    )
+    return evaluate_predictions(
         rows,
         predictions,
         seed=seed,
         replicates=replicates,
         by=(),
         judged_only=judged_only,
+        by_seed=recorded.by_seed(seen) if count == len(rows) else (),
         failures=failures,
         manifest_sha256=manifest.sha256,
+        made=made if count else None,
     )
-    if seen:
-        warning = f"the model was trained on {len(seen)} of these {len(rows)} images, so this is no test of it"
-        evaluation = replace(evaluation, protocol=f"{evaluation.protocol}; {warning}")
-    return evaluation
 
 
-def score_rows(
-    rows: Sequence[Row], scale: Scale | None, score_file: Callable[[str], float | None]
+def predict_rows(
+    rows: Sequence[Row], predict: Callable[[Row], float | None]
 ) -> tuple[tuple[float | None, ...], tuple[tuple[str, str], ...]]:
-    """Predictions on `scale` from scores of 0..100 (higher is better), and the failures as (path, reason)."""
+    """What `predict` gives for each row, None where it refuses the image, and the refusals as (path, reason)."""
     predictions: list[float | None] = []
     failures: list[tuple[str, str]] = []
     for row in rows:
         try:
-            value = score_file(str(row.path))
+            predictions.append(predict(row))
         except (ImageError, NotScorable) as error:
-            value = None
+            predictions.append(None)
             failures.append((str(row.path), str(error)))
-        predictions.append(None if value is None else _on_scale(value / 100, scale))
     return tuple(predictions), tuple(failures)
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """Out-of-fold predictions that stand beside a model file, by seed and SHA-256."""
+
+    name: str = ""
+    lines: Mapping[int | None, Mapping[str, Prediction]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> _Recorded:
+        if not path.is_file():
+            return cls()
+        lines: dict[int | None, dict[str, Prediction]] = defaultdict(dict)
+        for line in read_predictions(path):
+            lines[line.seed][line.sha256] = line
+        return cls(path.name, lines)
+
+    def prediction(self, sha256: str, row: Row) -> float:
+        """The mean over the seeds. Raises NotScorable where none is recorded, or for another opinion score."""
+        found = [known[sha256] for known in self.lines.values() if sha256 in known]
+        values = [line.prediction for line in found if line.prediction is not None]
+        if not values:
+            where = f"{self.name} has none" if self.name else "no table of them stands beside the model file"
+            raise NotScorable(
+                f"the model was trained on this image, so its out-of-fold prediction is wanted, and {where}; "
+                "--as-trained (as_trained=True) scores it all the same, which is no test of the model"
+            )
+        if row.score is None or any(abs((line.score or 0) - row.score) > _SAME_SCORE for line in found):
+            raise NotScorable(
+                f"the model was trained on this image with the opinion score {found[0].score}, which is {row.score} "
+                "here: its recorded prediction may stand on another scale"
+            )
+        return math.fsum(values) / len(values)
+
+    def by_seed(self, sha256s: Sequence[str | None]) -> tuple[tuple[float | None, ...], ...]:
+        """The predictions of each seed, where there are several."""
+        if len(self.lines) < 2:
+            return ()
+        return tuple(
+            tuple(known[sha256].prediction if sha256 is not None and sha256 in known else None for sha256 in sha256s)
+            for known in self.lines.values()
+        )
 
 
 def _on_scale(share: float, scale: Scale | None) -> float:
@@ -751,188 +598,3 @@ def _on_scale(share: float, scale: Scale | None) -> float:
     if scale is None:
         return share
     return scale.low + (scale.high - scale.low) * (share if scale.higher_is_better else 1 - share)
-
-
-# The table of predictions
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One line of a table of out-of-fold predictions; score and prediction on the manifest's scale."""
-
-    sha256: str  # of the image file
-    path: str  # its name, without folders
-    scene: str
-    domain: str
-    method: str | None
-    fold: int | None
-    seed: int | None
-    score: float | None
-    prediction: float | None
-
-
-_PREDICTION_COLUMNS = ("sha256", "path", "scene", "domain", "method", "fold", "seed", "score", "prediction")
-
-
-def write_predictions(
-    path: str | Path,
-    rows: Sequence[Row],
-    predictions: Sequence[float | None],
-    folds: Sequence[int | None],
-    seeds: Sequence[int | None] | int | None = None,
-) -> None:
-    """Write out-of-fold predictions as CSV, one line a row; an image may stand there once for every seed.
-
-    An old file is replaced whole. Raises OutputError when it cannot be written, ImageError for a missing image.
-    """
-    from saqm.image import sha256_of
-
-    listed = [seeds] * len(rows) if seeds is None or isinstance(seeds, int) else list(seeds)
-    if not len(rows) == len(predictions) == len(folds) == len(listed):
-        raise UndefinedScore(
-            f"{len(rows)} rows, {len(predictions)} predictions, {len(folds)} folds, {len(listed)} seeds"
-        )
-    hashes: dict[Path, str] = {}
-    buffer = io.StringIO(newline="")
-    table = csv.writer(buffer, lineterminator="\n")
-    table.writerow(_PREDICTION_COLUMNS)
-    for row, prediction, fold, seed in zip(rows, predictions, folds, listed, strict=True):
-        if row.path not in hashes:
-            hashes[row.path] = sha256_of(row.path)
-        cells = (hashes[row.path], row.path.name, row.scene, row.domain, row.method, fold, seed)
-        numbers = [None if value is None else repr(float(value)) for value in (row.score, prediction)]
-        table.writerow(["" if cell is None else cell for cell in (*cells, *numbers)])
-    with replacing(path) as beside:
-        beside.write_bytes(buffer.getvalue().encode())
-
-
-def read_predictions(path: str | Path) -> tuple[Prediction, ...]:
-    """Read what write_predictions wrote. Raises ManifestError that lists every bad line."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path}: cannot be read: {error}") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    if tuple(reader.fieldnames or ()) != _PREDICTION_COLUMNS:
-        raise ManifestError(f"{path}: wanted the columns {', '.join(_PREDICTION_COLUMNS)}, not {reader.fieldnames}")
-    made: list[Prediction] = []
-    problems: list[str] = []
-    for line, cells in enumerate(reader, 2):
-        if None in cells or None in cells.values():  # DictReader's way of saying more, or fewer
-            problems.append(f"line {line}: wanted {len(_PREDICTION_COLUMNS)} cells")
-            continue
-        try:
-            made.append(
-                Prediction(
-                    cells["sha256"],
-                    cells["path"],
-                    cells["scene"],
-                    cells["domain"],
-                    cells["method"] or None,
-                    int(cells["fold"]) if cells["fold"] else None,
-                    int(cells["seed"]) if cells["seed"] else None,
-                    float(cells["score"]) if cells["score"] else None,
-                    float(cells["prediction"]) if cells["prediction"] else None,
-                )
-            )
-        except ValueError as error:
-            problems.append(f"line {line}: {error}")
-    if problems:
-        raise ManifestError("\n  ".join([f"{path}: {len(problems)} problems", *problems]))
-    return tuple(made)
-
-
-def predictions_of(rows: Sequence[Row], table: Sequence[Prediction]) -> tuple[tuple[float | None, ...], ...]:
-    """The predictions of a table for `rows`, a tuple for each of its seeds; images are told by their SHA-256.
-
-    None where an image was not predicted. Raises ManifestError where the table has none of these images, or one twice.
-    """
-    from saqm.image import sha256_of
-
-    found: dict[int | None, dict[str, float | None]] = defaultdict(dict)
-    for line in table:
-        if line.sha256 in found[line.seed]:
-            raise ManifestError(f"{line.path}: predicted twice with seed {line.seed}; leave one line")
-        found[line.seed][line.sha256] = line.prediction
-    hashes = [sha256_of(row.path) for row in rows]
-    if not any(sha256 in known for known in found.values() for sha256 in hashes):
-        raise ManifestError(f"none of the {len(table)} predictions is of one of these {len(rows)} images")
-    return tuple(tuple(known.get(sha256) for sha256 in hashes) for known in found.values())
-
-
-def mean_of_seeds(by_seed: Sequence[Sequence[float | None]]) -> tuple[float | None, ...]:
-    """For each image the mean of the seeds that predicted it, None where none did."""
-    known = [[value for value in values if value is not None] for values in zip(*by_seed, strict=True)]
-    return tuple(sum(values) / len(values) if values else None for values in known)
-
-
-# The picture
-
-
-def scatter(evaluation: Evaluation, path: str | Path) -> None:
-    """Draw opinion against prediction as PNG, a panel a domain, each method's mean by name. Needs the extra `plot`."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtra("matplotlib", "plot", "a scatter plot") from error
-
-    domains = sorted({row.domain for row in evaluation.rows})
-    figure = Figure(figsize=(5.2 * len(domains), 5.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, domain in zip(figure.subplots(1, len(domains), squeeze=False)[0], domains, strict=True):
-        index = [i for i, row in enumerate(evaluation.rows) if row.domain == domain]
-        _panel(axes, evaluation, domain, index)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
-    with replacing(path) as beside:
-        beside.write_bytes(buffer.getvalue())
-
-
-def _panel(axes: Axes, evaluation: Evaluation, domain: str, index: Sequence[int]) -> None:
-    x = np.array([evaluation.predictions[i] for i in index])
-    y = np.array([evaluation.rows[i].score for i in index], np.float64)
-    low, high = min(x.min(), y.min()), max(x.max(), y.max())
-    margin = 0.05 * (high - low) or 0.5
-    limits = (low - margin, high + margin)
-    axes.plot(limits, limits, color="0.75", linewidth=1, linestyle="--", label="prediction = opinion", zorder=1)
-    axes.scatter(x, y, s=18, color="#3b75af", alpha=0.45, linewidths=0, label="image", zorder=2)
-    if np.ptp(x) > 0 and np.ptp(y) > 0 and len(x) >= LEAST:
-        fitted = fit_logistic(x, y)
-        grid = np.linspace(x.min(), x.max(), 200)
-        label = "logistic" if fitted.fallback is None else "straight line"
-        axes.plot(grid, fitted(grid), color="#c1440e", linewidth=1.5, label=f"{label}, fitted here", zorder=3)
-    _name_methods(axes, evaluation, index, limits)
-    result = next(r for r in evaluation.results if r.domain == domain)
-    value = "undefined" if result.srocc is None else f"{result.srocc:.2f}"
-    bounds = "" if result.srocc_interval is None else " [{:.2f}, {:.2f}]".format(*result.srocc_interval)
-    axes.set(
-        xlim=limits,
-        ylim=limits,
-        aspect="equal",
-        xlabel="prediction",
-        ylabel="opinion score",
-        title=f"{domain}: SROCC {value}{bounds}\n{result.n} images of {result.scenes} scenes; diamonds: method means",
-    )
-    axes.title.set_fontsize(10)
-    axes.grid(color="0.93")
-    axes.set_axisbelow(True)
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)
-
-
-def _name_methods(axes: Axes, evaluation: Evaluation, index: Sequence[int], limits: Interval) -> None:
-    """A diamond at each method's mean, its name on the right edge in the same order, a thin line between the two."""
-    by_method: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for i in index:
-        row = evaluation.rows[i]
-        if row.method is not None and row.score is not None:
-            by_method[row.method].append((evaluation.predictions[i], row.score))
-    side = limits[1] - limits[0]
-    line, below = side / 26, -math.inf  # a line of text, in data units
-    for method, places in sorted(by_method.items(), key=lambda item: float(np.mean(item[1], axis=0)[1])):
-        x, y = np.mean(places, axis=0)
-        below = max(y, below + line)
-        at = (limits[1] + 0.02 * side, below)
-        axes.plot(x, y, marker="D", color="0.15", markersize=4, zorder=5)
-        axes.plot((x, limits[1], at[0]), (y, below, below), color="0.6", linewidth=0.5, clip_on=False, zorder=4)
-        axes.text(*at, f" {method}", fontsize=8, color="0.15", va="center")

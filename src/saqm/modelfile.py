@@ -163,6 +163,11 @@ def read_card(name_or_path: str | Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def out_of_fold_path(path: str | Path) -> Path:
+    """Beside a model: NAME.out_of_fold.csv, where predictions of its training images stand if they were recorded."""
+    return Path(path).with_suffix(".out_of_fold.csv")
+
+
 def read_header(path: str | Path) -> ModelHeader:
     """The header of a model file. Raises ModelFileError for a foreign, newer, incomplete or changed file."""
     return read_model(path).header
