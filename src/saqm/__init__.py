@@ -24,7 +24,6 @@ _FACE = {
     "load_scorer": "saqm.scorer",
     "score": "saqm.scorer",
     "quality_map": "saqm.scorer",
-    "evaluate": "saqm.evaluate",
     "SaqmError": "saqm.errors",
 }
 
@@ -32,7 +31,6 @@ __all__ = [*_FACE, "__version__"]  # noqa: PLE0604  the names are the table's ke
 
 if TYPE_CHECKING:
     from saqm.errors import SaqmError as SaqmError
-    from saqm.evaluate import evaluate as evaluate
     from saqm.image import Image as Image
     from saqm.image import read_frames as read_frames
     from saqm.image import read_image as read_image

@@ -5,9 +5,9 @@ Axes: N windows, C channels (always 3, Table 1 row 1), H W image, P side of a wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,10 @@ CHUNK = 64  # windows per batch: fixed, so that the same window meets the same a
 Channels = Literal["gray", "rgb", "bands"]
 
 # Bands: fine detail apart from shading, so that a narrow network sees noise and texture at once.
-_BINOMIAL = np.array([1, 4, 6, 4, 1], np.float32) / 16
+BINOMIAL = np.array([1, 4, 6, 4, 1], np.float32) / 16
 _FINE_SCALE, _MIDDLE_SCALE = 2.0, 4.0  # grey levels of 255 at which asinh turns from linear to logarithmic
 _SHADE_CENTRE, _SHADE_SCALE = 110.0, 70.0  # grey levels of 255
+MARGIN = 6  # pixels around a window that its bands see: two taps, and two taps dilated by two
 
 
 @dataclass(frozen=True)
@@ -90,15 +91,15 @@ def planes(image: Image, preparation: Preparation) -> NDArray[np.float32]:
         grey = luminance(image)
         smooth = _smooth(grey, 1)
         smoother = _smooth(smooth, 2)
-        made = np.stack(
-            [
-                np.arcsinh((grey - smooth) / _FINE_SCALE),
-                np.arcsinh((smooth - smoother) / _MIDDLE_SCALE),
-                (smoother - _SHADE_CENTRE) / _SHADE_SCALE,
-            ]
-        )
+        made = np.stack(compress((grey - smooth, smooth - smoother, smoother), np.arcsinh))
     mean, sd = np.asarray(preparation.mean, np.float32), np.asarray(preparation.sd, np.float32)
     return np.ascontiguousarray((made - mean[:, None, None]) / sd[:, None, None], np.float32)
+
+
+def compress(bands: tuple[Any, Any, Any], asinh: Callable[[Any], Any]) -> tuple[Any, Any, Any]:
+    """Fine, middle and shade in grey levels of 255, brought to about -3..3; the same for arrays and for tensors."""
+    fine, middle, shade = bands
+    return asinh(fine / _FINE_SCALE), asinh(middle / _MIDDLE_SCALE), (shade - _SHADE_CENTRE) / _SHADE_SCALE
 
 
 def grid(height: int, width: int, patch: int, stride: int) -> NDArray[np.int_]:
@@ -164,6 +165,6 @@ def _smooth(grey: NDArray[np.float32], dilation: int) -> NDArray[np.float32]:
         length = grey.shape[axis]
         grey = sum(
             weight * padded.take(range(tap * dilation, tap * dilation + length), axis)
-            for tap, weight in enumerate(_BINOMIAL)
+            for tap, weight in enumerate(BINOMIAL)
         )
     return grey

@@ -1,0 +1,390 @@
+"""Whole experiments: train a model, cross-validate a recipe, and what the commands `train`, `pretrain`, `evaluate` do.
+
+Every run keeps what it has finished in its folder and goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from saqm.errors import ImageError, TrainingError
+from saqm.evaluate import Evaluation, evaluate_predictions
+from saqm.export import export_onnx, load_network, save_network
+from saqm.image import Image, read_image
+from saqm.loop import Log, save_curve
+from saqm.manifest import Fold, Manifest, Row, Scale, check_disjoint, folds, read_manifest
+from saqm.modelfile import Architecture as HeaderArchitecture
+from saqm.modelfile import Domain, ModelHeader, PreparationPolicy, ScoreScale, Training
+from saqm.network import SAQM
+from saqm.outputs.predictions import mean_of_seeds, write_predictions
+from saqm.pretrain import PretrainConfig, Version, pretrain
+from saqm.recipes import Recipe, changed_by, read_recipe
+from saqm.train import adopt_towers, make_ladders, predict, read_samples, read_versions, train
+from saqm.writing import replacing
+
+OnStep = Callable[[str, int, int, Mapping[str, float]], None]  # what is taught, step, steps, numbers
+Say = Callable[[str], None]
+
+# DICOM's words, with which a manifest's domain may begin: ct-abdomen
+MODALITIES = ("CT", "MR", "US", "CR", "DX", "MG", "XA", "NM", "PT")
+WINDOW_POLICY = "as the file displays it: the caller's window, else the file's first, else the modality's default"
+MASK_POLICY = "auto: anatomy, without air, borders, text"
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Predictions (0..1) of rows that the model of their fold never saw: fold and value by row index, for one seed."""
+
+    seed: int
+    fold: Mapping[int, int]
+    value: Mapping[int, float]
+
+
+def cross_validate(
+    manifest: Manifest,
+    folds: Sequence[Fold],
+    recipe: Recipe,
+    pretraining: PretrainConfig | None,
+    *,
+    seeds: Sequence[int],
+    folder: Path,
+    on_step: OnStep | None = None,
+) -> Iterator[OutOfFold]:
+    """Train without each fold and predict it, pre-training included: nothing of a test scene is seen, not even unscored.
+
+    Where a fold keeps methods apart as well, no image of its test methods is seen either. What is finished in `folder`
+    is not done again. Yields one OutOfFold a seed.
+    """
+    for seed in seeds:
+        fold_of: dict[int, int] = {}
+        value: dict[int, float] = {}
+        for number, fold in enumerate(folds):
+            here = folder / f"seed-{seed}" / f"fold-{number}"
+            found = finish_fold(manifest, fold, recipe, pretraining, seed=seed, folder=here, on_step=on_step)
+            fold_of |= dict.fromkeys(found, number)
+            value |= found
+        yield OutOfFold(seed, fold_of, value)
+
+
+def finish_fold(
+    manifest: Manifest,
+    fold: Fold,
+    recipe: Recipe,
+    pretraining: PretrainConfig | None,
+    *,
+    seed: int,
+    folder: Path,
+    on_step: OnStep | None = None,
+) -> dict[int, float]:
+    """Train on one side of a fold and predict the other: 0..1 by row index. Kept in `folder`, and done only once."""
+    train_rows = [manifest.rows[i] for i in fold.train]
+    check_disjoint(train_rows, [manifest.rows[i] for i in fold.test])
+    done = folder / "predictions.json"
+    if not done.is_file():
+        network, _ = build(train_rows, manifest, recipe, pretraining, seed=seed, folder=folder, on_step=on_step)
+        found = {i: predict(network, read_image(manifest.rows[i].path), recipe.preparation) for i in fold.test}
+        _write_json(done, found)
+    return {int(index): float(value) for index, value in _read_json(done).items()}
+
+
+def build(
+    rows: Sequence[Row],
+    manifest: Manifest,
+    recipe: Recipe,
+    pretraining: PretrainConfig | None,
+    *,
+    seed: int,
+    folder: Path,
+    on_step: OnStep | None = None,
+) -> tuple[SAQM, Log]:
+    """A network from rows, and the log of its last stage: pre-trained on their pictures where `pretraining` says so, then taught their scores.
+
+    What is finished in `folder` is not done again.
+    """
+
+    def told(what: str) -> Callable[[int, int, Mapping[str, float]], None]:
+        return lambda step, steps, logs: None if on_step is None else on_step(what, step, steps, logs)
+
+    network = SAQM(recipe.architecture, seed=seed)
+    if pretraining is not None:
+        towers, _ = pretrain(
+            read_versions(rows), pretraining, seed=seed, folder=folder / "towers", on_step=told("towers")
+        )
+        adopt_towers(network, towers)
+    ladders = make_ladders(rows, seed=seed) if recipe.teaching.ladders else []
+    samples = read_samples(manifest, rows)
+    log = train(network, samples, ladders, recipe, seed=seed, folder=folder / "opinions", on_step=told("opinions"))
+    return network, log
+
+
+def header_for(
+    network: SAQM,
+    recipe: Recipe,
+    manifests: Mapping[str, Manifest],
+    images: Sequence[Image],
+    *,
+    name: str,
+    version: str,
+    seed: int,
+    steps: int,
+    epochs: int,
+    commit: str,
+    results: Mapping[str, Any],
+    licence: str,
+    card: str,
+) -> ModelHeader:
+    """The header of a model file that was just taught. Its raw score is 0..1, the share of the readers' scale."""
+    scales = {manifest.scale for manifest in manifests.values() if manifest.scale is not None}
+    meaning = "; ".join(sorted(_in_words(scale) for scale in scales)) or "no opinion scores: towers only"
+    domains = sorted({row.domain for manifest in manifests.values() for row in manifest.rows})
+    modalities = {image.modality for image in images if image.modality is not None}
+    modalities |= {word.upper() for domain in domains for word in [domain.split("-")[0]] if word.upper() in MODALITIES}
+    return ModelHeader(
+        name=name,
+        version=version,
+        architecture=HeaderArchitecture(**asdict(network.architecture)),
+        preparation=PreparationPolicy(**asdict(recipe.preparation), window=WINDOW_POLICY, mask=MASK_POLICY),
+        score_scale=ScoreScale(low=0.0, high=1.0, higher_is_better=True, meaning=f"0 to 1, the share of: {meaning}"),
+        domain=Domain(modalities=tuple(sorted(modalities)), description=", ".join(domains) or "unlabelled images"),
+        calibration=None,
+        training=Training(
+            recipe=recipe.name,
+            manifests={which: manifest.sha256 for which, manifest in manifests.items()},
+            seed=seed,
+            epochs=epochs,
+            steps=steps,
+            commit=commit,
+            results=dict(results),
+            images_sha256=tuple(sorted({image.source.sha256 for image in images})),
+        ),
+        licence=licence,
+        card=card,
+    )
+
+
+def train_command(
+    *,
+    source: Path | None,
+    target: Path | None,
+    recipe: str,
+    out: Path,
+    seed: int,
+    towers: Path | None,
+    resume: bool,
+    say: Say,
+    on_step: OnStep | None = None,
+    commit: str = "unknown",
+) -> dict[str, Any]:
+    """`saqm train`: manifests into OUT/model.safetensors and OUT/model.onnx; what was made.
+
+    Raises TrainingError for a manifest that the recipe needs and lacks, a run already in OUT, or heads without towers.
+    """
+    chosen = read_recipe(recipe)
+    given = {"source": source, "target": target}
+    for side in chosen.scored_on:
+        if given[side] is None:
+            raise TrainingError(f"recipe {chosen.name!r} learns from the {side}'s scores: give --{side} MANIFEST")
+    unused = [side for side, path in given.items() if path is not None and side not in chosen.scored_on]
+    if unused:
+        raise TrainingError(f"recipe {chosen.name!r} reads no {' or '.join(unused)} manifest; leave --{unused[0]} out")
+    if chosen.teaching.trains == "heads" and towers is None:
+        raise TrainingError(
+            f"recipe {chosen.name!r} teaches heads on towers taught before: give --towers (see `saqm pretrain`), "
+            'or a .toml recipe with [teaching] trains = "all"'
+        )
+    _fresh(out / "opinions", resume)
+    manifests = {side: read_manifest(path) for side, path in given.items() if path is not None}
+    rows = [row for manifest in manifests.values() for row in manifest.rows]
+    samples = [sample for manifest in manifests.values() for sample in read_samples(manifest, manifest.rows)]
+    network = SAQM(chosen.architecture, seed=seed)
+    if towers is not None:
+        adopt_towers(network, load_network(towers / "towers.safetensors" if towers.is_dir() else towers)[0])
+    ladders = make_ladders(rows, seed=seed) if chosen.teaching.ladders else []
+    say(f"{len(samples)} scored images, {len({row.scene for row in rows})} scenes, {len(ladders)} ladders")
+    told = None if on_step is None else lambda step, steps, logs: on_step("opinions", step, steps, logs)
+    log = train(network, samples, ladders, chosen, seed=seed, folder=out / "opinions", on_step=told)
+    header = header_for(
+        network, chosen, manifests, [sample.image for sample in samples],
+        name=out.resolve().name, version="1", seed=seed, steps=len(log), epochs=chosen.teaching.epochs, commit=commit,
+        results={"last_loss": log[-1]["loss"]}, licence="that of whoever trained it",
+        card=f"Trained with recipe {chosen.name} on {', '.join(manifests)}; not yet evaluated: see `saqm evaluate --folds`.",
+    )  # fmt: skip
+    save_network(network, header, out / "model.safetensors")
+    export_onnx(network, header, out / "model.onnx")
+    save_curve(
+        log, out / "curve.png", keys=tuple(key for key in ("loss", "opinion", "order", "ladders") if key in log[0])
+    )
+    return {
+        "model": str(out / "model.onnx"),
+        "weights": str(out / "model.safetensors"),
+        "curve": str(out / "curve.png"),
+        "steps": len(log),
+        "loss": log[-1]["loss"],
+    }
+
+
+def pretrain_command(
+    *,
+    names: Iterable[str],
+    twins: Path | None,
+    recipe: str | None,
+    out: Path,
+    seed: int,
+    resume: bool,
+    say: Say,
+    on_step: OnStep | None = None,
+) -> dict[str, Any]:
+    """`saqm pretrain`: images, and a manifest of their scenes and references, into OUT/towers.safetensors.
+
+    An image that cannot be read is said and left out. Raises TrainingError when none is left.
+    """
+    import tomllib
+
+    config = PretrainConfig()
+    if recipe is not None:
+        try:
+            changes = tomllib.loads(Path(recipe).read_text(encoding="utf-8"))
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise TrainingError(f"{recipe}: cannot be read as a recipe: {error}") from error
+        config = changed_by(config, changes, recipe)
+    _fresh(out / "run", resume)
+    known = {row.path.resolve(): row for row in read_manifest(twins).rows} if twins is not None else {}
+    versions, left_out = [], 0
+    for name in names:
+        row = known.get(Path(name).resolve())
+        try:
+            versions += read_versions([row]) if row is not None else [Version(read_image(name))]
+        except ImageError as error:
+            say(f"left out: {error}")
+            left_out += 1
+    if not versions:
+        raise TrainingError(f"no image to learn from ({left_out} could not be read)")
+    if not any(version.reference for version in versions) and not config.degraded:
+        config = replace(config, degraded=0.5)
+        say("no twins: half of the windows are degraded copies, whose twin is their original")
+    told = None if on_step is None else lambda step, steps, logs: on_step("towers", step, steps, logs)
+    network, log = pretrain(versions, config, seed=seed, folder=out / "run", on_step=told)
+    images = [version.image for version in versions]
+    stand_in = replace(
+        read_recipe("target-only"), name="pretrain", architecture=config.architecture, preparation=config.preparation
+    )
+    header = header_for(
+        network, stand_in, {}, images,
+        name="towers", version="1", seed=seed, steps=len(log), epochs=0, commit="unknown",
+        results={"last_loss": log[-1]["loss"]}, licence="that of whoever trained it",
+        card="Towers taught on dense labels; the heads are untaught, so this file scores nothing sensible: see `saqm train`.",
+    )  # fmt: skip
+    save_network(network, header, out / "towers.safetensors")
+    save_curve(
+        log, out / "curve.png", keys=tuple(key for key in ("loss", "statistics", "makers_right") if key in log[0])
+    )
+    made = {"towers": str(out / "towers.safetensors"), "images": len(versions), "left_out": left_out, "steps": len(log)}
+    return {**made, "loss": log[-1]["loss"]}
+
+
+def cross_validate_command(
+    manifest: Manifest,
+    *,
+    recipe: str,
+    folds: int,
+    by_method: bool,
+    judged_only: bool,
+    seed: int,
+    out: Path | None,
+    on_step: OnStep | None = None,
+) -> Evaluation:
+    """`saqm evaluate --folds`: out-of-fold predictions of a recipe and their evaluation; OUT/predictions.csv."""
+    chosen = read_recipe(recipe)
+    pretraining = PretrainConfig() if chosen.teaching.trains == "heads" else None
+    with tempfile.TemporaryDirectory() as scratch:
+        made = run_folds(
+            manifest, chosen, pretraining,
+            k=folds, by_method=by_method, seeds=(seed,), folder=(out or Path(scratch)) / "folds", on_step=on_step,
+        )  # fmt: skip
+        if out is not None:
+            save_out_of_fold(manifest, made, out / "predictions.csv")
+        return judge_out_of_fold(manifest, made, by_method=by_method, judged_only=judged_only, seed=seed)
+
+
+def run_folds(
+    manifest: Manifest,
+    recipe: Recipe,
+    pretraining: PretrainConfig | None,
+    *,
+    k: int,
+    by_method: bool,
+    seeds: Sequence[int],
+    folder: Path,
+    on_step: OnStep | None = None,
+) -> list[OutOfFold]:
+    """Cross-validate a recipe over k folds apart in scenes, or over k x k cells apart in scenes and methods.
+
+    The folds hang on the manifest alone (seed 0), so that seeds are compared on the same division.
+    """
+    by = ("scene", "method") if by_method else ("scene",)
+    divided = folds(manifest, k, 0, by=by)
+    return list(cross_validate(manifest, divided, recipe, pretraining, seeds=seeds, folder=folder, on_step=on_step))
+
+
+def save_out_of_fold(manifest: Manifest, made: Sequence[OutOfFold], path: Path) -> None:
+    """Write out-of-fold predictions on the manifest's scale, one line for each row and seed."""
+    rows, values, fold, seeds = [], [], [], []
+    for one in made:
+        for index in sorted(one.value):
+            rows.append(manifest.rows[index])
+            values.append(on_scale(one.value[index], manifest.scale))
+            fold.append(one.fold[index])
+            seeds.append(one.seed)
+    write_predictions(path, rows, values, fold, seeds)
+
+
+def judge_out_of_fold(
+    manifest: Manifest, made: Sequence[OutOfFold], *, by_method: bool, judged_only: bool, seed: int
+) -> Evaluation:
+    """The evaluation of out-of-fold predictions, the mean over seeds, beside the oracle, a constant and the readers."""
+    by_seed = [
+        tuple(on_scale(one.value[i], manifest.scale) if i in one.value else None for i in range(len(manifest.rows)))
+        for one in made
+    ]
+    return evaluate_predictions(
+        manifest.rows,
+        mean_of_seeds(by_seed),
+        seed=seed,
+        by=("scene", "method") if by_method else ("scene",),
+        judged_only=judged_only,
+        by_seed=by_seed if len(by_seed) > 1 else (),
+        manifest_sha256=manifest.sha256,
+    )
+
+
+def on_scale(share: float, scale: Scale | None) -> float:
+    """A prediction of 0..1 on the manifest's own scale. Raises TrainingError when that is unknown."""
+    if scale is None:
+        raise TrainingError("the manifest has no scale; write it to its sidecar, NAME.json")
+    share = share if scale.higher_is_better else 1 - share
+    return scale.low + share * (scale.high - scale.low)
+
+
+def _in_words(scale: Scale) -> str:
+    best = scale.high if scale.higher_is_better else scale.low
+    return f"{scale.name or 'opinion scores'}, {scale.low:g} to {scale.high:g}, {best:g} best"
+
+
+def _fresh(folder: Path, resume: bool) -> None:
+    """Refuse to run over what another run left, unless it is to go on. Raises TrainingError."""
+    if folder.exists() and any(folder.iterdir()) and not resume:
+        raise TrainingError(f"{folder} holds another run; choose another --out, or --resume to go on with it")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,271 @@
+"""The one training loop: any task that gives a loss for a step is taught here, alone, on a GPU, or under torchrun.
+
+A step's randomness comes from (seed, step) alone, so a run that is resumed continues bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from saqm.errors import MissingExtra, TrainingError
+
+EXPLODED = (
+    100.0  # times the median feature norm of the first steps: method note 5, features of a diverging run grow 1e5-fold
+)
+WARM_UP_STEPS = 20  # steps whose median norm is the measure
+LARGEST_NORM_OF_A_SOUND_START = 1e6
+
+Precision = Literal["auto", "32", "bf16"]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How a task is taught.
+
+    schedule: "constant" (paper) or "one-cycle" (up over the first 30 % of the steps, then down, both as cosines).
+    clip_norm: largest gradient norm, None for no clipping (paper).
+    precision: "bf16" runs only where a trial in a child process survives it; "auto" falls back to "32" and logs that.
+    checkpoint_every: steps between checkpoints.
+    """
+
+    learning_rate: float
+    optimiser: Literal["adam", "adamw"] = "adam"
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "one-cycle"] = "constant"
+    clip_norm: float | None = None
+    precision: Precision = "32"
+    accelerator: Literal["cpu", "cuda"] = "cpu"
+    devices: int = 1  # more than one under torchrun: each then draws its own images
+    checkpoint_every: int = 200
+
+
+class Step(NamedTuple):
+    """What a task gives for one step: the loss, the (B, D) features that the guards watch, and numbers to log."""
+
+    loss: Tensor
+    features: Tensor
+    logs: Mapping[str, float]
+
+
+class Task(Protocol):
+    """Something to teach. `module` holds all that is trained and saved; `loss` may use no randomness but `rng`."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    def parameters(self) -> list[nn.Parameter]: ...
+
+    def loss(self, step: int, rng: np.random.Generator) -> Step: ...
+
+
+Log = list[dict[str, float]]
+
+
+class _Taught(nn.Module):
+    """A task as the module that Fabric wraps, so that precision and many devices reach every call."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task, self.module = task, task.module
+
+    def forward(self, number: int, rng: np.random.Generator) -> Step:
+        return self.task.loss(number, rng)
+
+
+def fit(
+    task: Task,
+    config: LoopConfig,
+    *,
+    seed: int,
+    folder: Path | None = None,
+    on_step: Callable[[int, int, Mapping[str, float]], None] | None = None,
+) -> Log:
+    """Teach a task; returns the log, one entry a step.
+
+    With `folder`, checkpoint.safetensors and log.jsonl are kept there, and a run found there is continued where it
+    stopped; a checkpoint of another configuration is refused. `on_step(step, steps, logs)` is called after each step.
+    Raises TrainingError on a loss that is not finite and on exploding features, with what to change.
+    """
+    fabric = _fabric(config)
+    torch.manual_seed(seed)
+    parameters = task.parameters()
+    kind = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.Adam
+    optimiser: Any = kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    taught, optimiser = fabric.setup(_Taught(task), optimiser)
+    fingerprint = json.dumps({**asdict(config), "seed": seed, "steps": task.steps}, sort_keys=True)
+    log: Log = []
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        log = _resume(folder, task, optimiser, parameters, fingerprint)
+    started = len(log)
+    norms: list[float] = [entry["feature_norm"] for entry in log[:WARM_UP_STEPS]]
+    journal = None if folder is None else (folder / "log.jsonl").open("w" if not started else "a", encoding="utf-8")
+    try:
+        for number in range(started, task.steps):
+            began = time.perf_counter()
+            rate = config.learning_rate * _factor(config.schedule, number, task.steps)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            step = taught(number, np.random.default_rng([seed, number, fabric.global_rank]))
+            loss, norm = float(step.loss.detach()), float(step.features.detach().float().norm(dim=-1).mean())
+            _guard(number, loss, norm, norms)
+            optimiser.zero_grad()
+            fabric.backward(step.loss)
+            if config.clip_norm is not None:
+                nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+            optimiser.step()
+            dead = float((step.features.detach() <= 0).all(0).float().mean())
+            entry = {"step": number, "loss": loss, "feature_norm": norm, "dead_units": dead, "learning_rate": rate}
+            entry |= step.logs
+            log.append(entry)
+            if journal is not None:
+                journal.write(json.dumps({**entry, "seconds": round(time.perf_counter() - began, 4)}) + "\n")
+            if folder is not None and ((number + 1) % config.checkpoint_every == 0 or number + 1 == task.steps):
+                assert journal is not None
+                journal.flush()
+                _save(folder, task, optimiser, fingerprint, number + 1)
+            if on_step is not None:
+                on_step(number + 1, task.steps, entry)
+    finally:
+        if journal is not None:
+            journal.close()
+    return log
+
+
+def bf16_survives() -> bool:
+    """Whether this machine runs bfloat16 kernels: tried in a child process, for some kill the process (SIGILL)."""
+    trial = (
+        "import torch;"
+        "m = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3), torch.nn.Flatten(), torch.nn.Linear(32 * 900, 64));"
+        "c = torch.autocast('cpu', torch.bfloat16); c.__enter__();"
+        "m(torch.randn(8, 3, 32, 32)).float().sum().backward()"
+    )
+    child = subprocess.run([sys.executable, "-c", trial], capture_output=True, check=False)
+    return child.returncode == 0
+
+
+def save_curve(log: Log, path: Path, *, keys: tuple[str, ...] = ("loss",), smooth: int = 25) -> None:
+    """Learning curves as a PNG: each key over the steps, with a running mean of `smooth` steps."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtra("matplotlib", "plot", "a learning-curve picture") from error
+    figure = Figure(figsize=(7, 2.6 * len(keys)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for row, key in enumerate(keys):
+        axes = figure.add_subplot(len(keys), 1, row + 1)
+        steps = [entry["step"] for entry in log if key in entry]
+        values = np.array([entry[key] for entry in log if key in entry])
+        axes.plot(steps, values, color="0.8", linewidth=0.8)
+        window = min(smooth, len(values))
+        if window > 1:
+            running = np.convolve(values, np.ones(window) / window, mode="valid")
+            axes.plot(steps[window - 1 :], running, color="#1b6ca8", linewidth=1.6)
+        axes.set_ylabel(key)
+    axes.set_xlabel("step")
+    figure.savefig(path, dpi=110)
+
+
+def _fabric(config: LoopConfig) -> Any:
+    try:
+        from lightning.fabric import Fabric
+    except ImportError as error:
+        raise MissingExtra("lightning", "train", "training") from error
+    precision = config.precision
+    if config.accelerator == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("accelerator='cuda' was asked for and there is none here; use accelerator='cpu'")
+    if config.accelerator == "cpu" and precision != "32" and not bf16_survives():
+        if precision == "bf16":
+            raise TrainingError("precision='bf16': a trial of its kernels failed on this machine; use precision='32'")
+        precision = "32"
+    name = "32-true" if precision == "32" else "bf16-mixed"
+    logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(
+        logging.WARNING
+    )  # it announces the precision, as our log does
+    fabric = Fabric(accelerator=config.accelerator, devices=config.devices, precision=name)
+    fabric.launch()
+    return fabric
+
+
+def _factor(schedule: str, step: int, steps: int) -> float:
+    """Share of the learning rate at a step."""
+    if schedule == "constant":
+        return 1.0
+    rise = max(1, round(0.3 * steps))
+    if step < rise:
+        return 0.04 + 0.96 * (1 - math.cos(math.pi * step / rise)) / 2
+    return max(1e-4, (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2)
+
+
+def _guard(step: int, loss: float, norm: float, norms: list[float]) -> None:
+    """Stop a run that has blown up, at the step where it did. `norms` gathers the first feature norms."""
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"step {step}: the loss is {loss}; lower the learning rate, set clip_norm, or use norm='batch'"
+        )
+    if len(norms) < WARM_UP_STEPS:
+        norms.append(norm)
+    usual = float(np.median(norms))
+    if norm > max(EXPLODED * usual, LARGEST_NORM_OF_A_SOUND_START if step == 0 else 0):
+        raise TrainingError(
+            f"step {step}: features explode (mean norm {norm:.3g}, {norm / usual:.0f} times that of the first steps); "
+            "lower the learning rate, set clip_norm, or use norm='batch'"
+        )
+
+
+def _save(folder: Path, task: Task, optimiser: Any, mark: str, steps: int) -> None:
+    """Weights and optimiser state in one safetensors file, written beside and renamed."""
+    tensors = {f"module.{name}": value for name, value in task.module.state_dict().items()}
+    for index, parameter in enumerate(task.parameters()):
+        for name, value in optimiser.state.get(parameter, {}).items():
+            tensors[f"optimiser.{index}.{name}"] = value
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    beside = folder / "checkpoint.safetensors.part"
+    safetensors.torch.save_file(tensors, beside, metadata={"configuration": mark, "steps": str(steps)})
+    beside.replace(folder / "checkpoint.safetensors")
+
+
+def _resume(folder: Path, task: Task, optimiser: Any, parameters: list[nn.Parameter], mark: str) -> Log:
+    """Put the run found in `folder` back in place; the log up to its checkpoint, empty for a new run."""
+    path = folder / "checkpoint.safetensors"
+    if not path.is_file():
+        return []
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+    if metadata.get("configuration") != mark:
+        raise TrainingError(f"{path} is of a run with another configuration; choose an empty folder or remove it")
+    state = {name.removeprefix("module."): value for name, value in tensors.items() if name.startswith("module.")}
+    task.module.load_state_dict(state)
+    for index, parameter in enumerate(parameters):
+        prefix = f"optimiser.{index}."
+        found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        if found:
+            optimiser.state[parameter] = {
+                name: value if name == "step" else value.to(parameter.device) for name, value in found.items()
+            }
+    steps = int(metadata["steps"])
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[:steps]
+    (folder / "log.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    log = [json.loads(line) for line in lines]
+    for entry in log:
+        entry.pop("seconds", None)
+    return log
