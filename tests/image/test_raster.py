@@ -340,6 +340,16 @@ def test_truncated_16_bit_tiff_is_refused(compression: str | None, share: float)
         read(data[: int(len(data) * share)], "x.tif")
 
 
+def test_a_tiff_whose_pages_run_in_a_circle_is_refused() -> None:
+    data = bytearray(encoded(RAMP, "TIFF"))
+    directory = int.from_bytes(data[4:8], "little")
+    entries = int.from_bytes(data[directory : directory + 2], "little")
+    after = directory + 2 + 12 * entries
+    data[after : after + 4] = data[4:8]
+    with pytest.raises(ImageError, match=r"x\.tif: broken"):
+        read(bytes(data), "x.tif")
+
+
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"gone\.png: .*No such file"):
         read(tmp_path / "gone.png", "gone.png")

@@ -256,7 +256,13 @@ def _upright(page: _Page, orientation: object, notes: list[str]) -> _Page:
 
 
 def _tiff(tiff: Any, stream: Any, name: str, max_pixels: int, notes: list[str]) -> _File:
-    pages = [page for page in tiff.pages if not page.is_reduced]  # without thumbnails and pyramid levels
+    pages, seen = [], set[int]()
+    for each in tiff.pages:
+        if each.offset in seen:  # the chain of pages bites its tail: it would never end
+            raise ImageError(f"{name}: broken picture: page {len(seen)} points back to an earlier one")
+        seen.add(each.offset)
+        if not each.is_reduced:  # without thumbnails and pyramid levels
+            pages.append(each)
     if not pages:
         raise ImageError(f"{name}: a TIFF without any picture")
     end = stream.seek(0, io.SEEK_END)

@@ -35,6 +35,7 @@ SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 PLANES = ("sagittal", "coronal", "axial")
 STACK_RATIO = 2.0  # slices at least this many times as far apart as the pixels in the plane: clearly a stack
 SAMPLE = 500_000  # voxels that the display range is estimated from
+FARTHEST, SMALLEST = 1e6, 1e-18  # mm, mm³: an affine beyond is damaged or was never set
 CHUNK = 1 << 18  # bytes unpacked at a time
 DEFLATE_LIMIT = 1032  # most bytes that one byte of deflate can hold (zlib): more is a bomb or a lie
 
@@ -162,7 +163,7 @@ def _canonical(header: Header) -> tuple[NDArray[np.float64], NDArray[np.float64]
     from nibabel.orientations import inv_ornt_aff, io_orientation
 
     affine, notes = header.affine, tuple[str, ...]()
-    usable = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 0
+    usable = bool((np.abs(affine) < FARTHEST).all()) and abs(np.linalg.det(affine[:3, :3])) > SMALLEST
     if usable:
         orientation = io_orientation(affine)
     if not usable or not np.isfinite(orientation).all():
@@ -265,7 +266,8 @@ def _inflated(source: BinaryIO) -> Iterator[bytes]:
 
 
 def _rescaled(stored: NDArray[Any], header: Header, where: str, name: str) -> NDArray[np.float64]:
-    values = stored.astype(np.float64) * header.slope + header.intercept
+    with np.errstate(all="ignore"):  # what overflows is infinite, and refused as such
+        values = stored.astype(np.float64) * header.slope + header.intercept
     if not np.isfinite(values).all():
         raise ImageError(f"{name}: {where} holds NaN or infinite values; replace them before it is judged")
     return values
