@@ -1,0 +1,209 @@
+"""Anatomy is judged; air, the outside of a sector, bars and text are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image as Picture
+
+from saqm.image.foreground import foreground
+
+Grey = NDArray[np.float32]
+
+
+def opened(path: Path) -> Grey:
+    return np.asarray(Picture.open(path), np.float32) / 255
+
+
+def disc(shape: tuple[int, int], centre: tuple[float, float], radius: float) -> NDArray[np.bool_]:
+    y, x = np.ogrid[: shape[0], : shape[1]]
+    return np.asarray((y - centre[0]) ** 2 + (x - centre[1]) ** 2 <= radius**2)
+
+
+def body(side: int = 200, seed: int = 0, background: float = 0.0) -> tuple[Grey, NDArray[np.bool_]]:
+    """A textured disc with a black cavity, and where the disc is."""
+    rng = np.random.default_rng(seed)
+    inside = disc((side, side), (side / 2, side / 2), 0.35 * side)
+    cavity = disc((side, side), (side / 2, 0.4 * side), 0.1 * side)
+    pixels = np.full((side, side), background)
+    pixels[inside] = 0.4 + 0.1 * rng.standard_normal(int(inside.sum()))
+    pixels[cavity] = background
+    return np.clip(pixels, 0, 1).astype(np.float32), inside
+
+
+def overlap(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+def test_all_versions_of_a_ct_scene_share_a_mask(ct_study: Path) -> None:
+    """Denoisers with a raised black background (PNDM) must not be known by their mask."""
+    overlaps = []
+    for reference in sorted((ct_study / "images").glob("*_NDCT.png")):
+        wanted, _ = foreground(opened(reference), None)
+        assert 0.15 < wanted.mean() < 0.8
+        for version in sorted(reference.parent.glob(reference.name.replace("NDCT", "*"))):
+            overlaps.append(overlap(foreground(opened(version), None)[0], wanted))
+    assert len(overlaps) == 308
+    assert np.mean(np.array(overlaps) >= 0.95) >= 0.95
+
+
+def test_lungs_and_ventricles_stay_in_and_the_table_goes(ct_study: Path) -> None:
+    chest, _ = foreground(opened(ct_study / "images" / "abdomen_set01_NDCT.png"), None)
+    assert chest[270, 100]  # lung, black in this window
+    assert not chest[505:].any()  # the table
+    assert not chest[:, :20].any()
+    head = opened(ct_study / "images" / "brain_set01_NDCT.png")
+    mask, _ = foreground(head, None)
+    rows, columns = np.nonzero(head > 0.99)  # the skull
+    y, x = int(rows.mean()), int(columns.mean())
+    assert mask[y - 100 : y + 100, x - 100 : x + 100].all()
+
+
+def test_the_fan_is_kept_and_its_outside_dropped(shared: Path) -> None:
+    shares = []
+    for path in sorted((shared / "data" / "abdominal_ultrasound" / "images").iterdir())[::8]:
+        pixels = opened(path)
+        mask, _ = foreground(pixels, "US")
+        assert not mask[:5].any()
+        assert not mask[440:].any()
+        assert not (mask & (np.abs(np.arange(640) - 320) > 300)).any()
+        assert mask[pixels > 0.2].mean() > 0.97  # echoes
+        shares.append(mask.mean())
+    assert np.median(shares) == pytest.approx(0.41, abs=0.03)  # the fan's share of the screen
+
+
+def test_photographs_are_judged_whole(shared: Path) -> None:
+    shares = [foreground(opened(path), None)[0].mean() for path in sorted((shared / "data" / "kodak24").glob("*.png"))]
+    assert len(shares) == 24
+    assert np.median(shares) > 0.99
+    assert min(shares) > 0.9  # a burnt-out sky is the least
+
+
+def test_a_disc_is_found_with_its_cavity_and_its_air_counted() -> None:
+    pixels, inside = body()
+    mask, details = foreground(pixels, "CT")
+    assert overlap(mask, inside) > 0.95
+    assert details["judged_share"] == round(float(mask.mean()), 4)
+    left_out = details["left_out"]
+    assert isinstance(left_out, dict)
+    assert set(left_out) <= {"air", "bars", "flat", "detached"}
+    assert sum(left_out.values()) + float(mask.mean()) == pytest.approx(1, abs=3e-4)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.03, 0.07, 0.15])
+def test_noise_of_the_background_is_no_foreground(level: float) -> None:
+    pixels, inside = body(512, background=level)
+    noisy = pixels + np.random.default_rng(1).normal(0, 0.015, pixels.shape)
+    mask, _ = foreground(np.clip(noisy, 0, 1).astype(np.float32), None)
+    assert overlap(mask, inside) > 0.95
+
+
+def test_text_tables_and_bars_are_left_out() -> None:
+    pixels, _ = body(256)
+    marked = pixels.copy()
+    marked[10:17, 8:60:4] = 1.0  # letters
+    marked[10:12, 8:60] = 1.0
+    marked[244:247] = 0.8  # a table, from side to side
+    mask, details = foreground(marked, None)
+    assert overlap(mask, foreground(pixels, None)[0]) > 0.98
+    assert details["left_out"]["detached"] > 0  # type: ignore[index]
+    panel = np.clip(np.random.default_rng(2).normal(0.5, 0.1, (256, 256)), 0, 1).astype(np.float32)
+    panel[100:160, 60:180] = 0.7  # one value: an overlay in the middle
+    panel[:, 200:] = 0.9  # and a bar at the right
+    mask, details = foreground(panel, None)
+    assert not mask[102:158, 62:178].any()
+    assert not mask[:, 202:].any()
+    assert mask[:90, :190].all()
+    assert details["left_out"] == {"bars": 0.2188, "flat": pytest.approx(0.11, abs=0.01)}
+
+
+def test_two_parts_of_like_size_are_both_kept() -> None:
+    pixels = np.zeros((128, 256), np.float32)
+    both = disc(pixels.shape, (64, 64), 40) | disc(pixels.shape, (64, 190), 30)
+    pixels[both] = 0.5 + 0.1 * np.random.default_rng(3).random(int(both.sum()))
+    mask, _ = foreground(pixels, None)
+    assert mask[both].all()
+    assert overlap(mask, both) > 0.92  # a rim of one pixel
+
+
+def test_a_shadow_belongs_to_the_sector_of_an_ultrasound_picture() -> None:
+    y, x = np.mgrid[:240, :320]
+    reach, angle = np.hypot(y + 30, x - 160), np.abs(np.arctan2(x - 160, y + 30))
+    sector = (reach > 50) & (reach < 250) & (angle < 0.6)
+    pixels = np.where(sector, 0.3 + 0.1 * np.random.default_rng(4).random(sector.shape), 0).astype(np.float32)
+    pixels[(angle > 0.3) & (x > 160) & (reach > 80) & (reach < 220)] = 0  # a shadow along the right edge
+    mask, _ = foreground(pixels, "US")
+    assert overlap(mask, sector) > 0.93
+    assert overlap(mask, sector) > overlap(foreground(pixels, None)[0], sector)
+
+
+@given(st.integers(0, 99), st.sampled_from([64, 128, 256, 300, 512]))
+@settings(max_examples=15, deadline=None)
+def test_mirroring_mirrors_the_mask(seed: int, side: int) -> None:
+    pixels, _ = body(side, seed)
+    pixels[: side // 3] = 0  # so that it is not its own mirror
+    pixels[:, : side // 5] = 0
+    mask, _ = foreground(pixels, None)
+    for mirrored in (np.s_[:, ::-1], np.s_[::-1]):
+        assert (foreground(np.ascontiguousarray(pixels[mirrored]), None)[0] == mask[mirrored]).all()
+
+
+@given(st.integers(0, 90), st.integers(0, 90), st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 0.1))
+@settings(max_examples=25, deadline=None)
+def test_a_border_does_not_change_what_is_judged(before: int, after: int, value: float, background: float) -> None:
+    pixels, _ = body(150, seed=before, background=background)
+    noisy = np.clip(pixels + np.random.default_rng(after).normal(0, 0.01, pixels.shape), 0, 1).astype(np.float32)
+    mask, _ = foreground(noisy, None)
+    framed, details = foreground(np.pad(noisy, ((before, after), (after, before)), constant_values=value), None)
+    inside = np.s_[before : before + 150, after : after + 150]
+    assert (framed[inside] == mask).all()
+    assert framed.sum() == mask.sum()
+    assert details["judged_share"] == round(float(framed.mean()), 4)
+
+
+@pytest.mark.parametrize("side", [16, 40, 64, 128])
+def test_a_small_detail_without_background_is_judged_whole(side: int) -> None:
+    detail = np.random.default_rng(5).normal(0.5, 0.1, (side, side)).clip(0, 1).astype(np.float32)
+    mask, details = foreground(detail, "MR")
+    assert mask.all()
+    assert details == {"judged_share": 1.0, "left_out": {}}
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (3, 3), (5, 400), (33, 1000)])
+def test_any_shape_has_a_mask_of_its_shape(shape: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(6).random(shape, np.float32)
+    mask, _ = foreground(pixels, None)
+    assert mask.shape == shape
+    assert mask.dtype == np.bool_
+
+
+def test_a_constant_picture_is_left_to_the_caller() -> None:
+    for value in (0.0, 0.5, 1.0):
+        assert foreground(np.full((50, 60), value, np.float32), None)[0].all()
+
+
+def test_noise_alone_in_the_dark_leaves_nothing() -> None:
+    pixels = np.zeros((128, 128), np.float32)
+    pixels[60, 60] = pixels[20, 90] = 1
+    mask, details = foreground(pixels, None)
+    assert not mask.any()
+    assert details["judged_share"] == 0
+
+
+def test_colour_is_masked_by_its_light() -> None:
+    pixels, _ = body()
+    tinted = np.dstack([pixels, pixels * 0.5, pixels * 0.2])
+    assert overlap(foreground(tinted, None)[0], foreground(pixels, None)[0]) > 0.98
+
+
+def test_a_large_radiograph_is_masked_on_a_small_copy() -> None:
+    small, inside = body(256)
+    large = small.repeat(8, 0).repeat(8, 1)
+    mask, _ = foreground(large, "DX")
+    assert mask.shape == (2048, 2048)
+    assert overlap(mask, inside.repeat(8, 0).repeat(8, 1)) > 0.95
