@@ -188,6 +188,7 @@ def _table(item: Dataset, header: Header) -> tuple[int, NDArray[np.integer]]:
 
 
 def spacing(dataset: Dataset, index: int) -> tuple[float, float] | None:
+    """Row and column spacing of a frame in mm, from the first element that gives two positive numbers, else None."""
     measures, _ = functional_group(dataset, index, "PixelMeasuresSequence")
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
         found = numbers(measures, keyword)
@@ -263,6 +264,7 @@ def history(dataset: Dataset, syntax: UID, notes: list[str]) -> list[Step]:
 
 
 def identity(dataset: Dataset) -> dict[str, str]:
+    """The UIDs that say which object this is; no patient names."""
     names = {
         "study": "StudyInstanceUID",
         "series": "SeriesInstanceUID",

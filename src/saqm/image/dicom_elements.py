@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 def text(dataset: Dataset, keyword: str) -> str | None:
+    """An element that holds one text, without the blanks around it; None when absent, empty or something else."""
     value = dataset.get(keyword)
     return str(value).strip() or None if isinstance(value, str) else None
 
@@ -28,6 +29,7 @@ def numbers(dataset: Dataset, keyword: str) -> list[float]:
 
 
 def number(dataset: Dataset, keyword: str) -> float | None:
+    """The first of an element's numbers, None where there is none."""
     found = numbers(dataset, keyword)
     return found[0] if found else None
 

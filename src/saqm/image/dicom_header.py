@@ -105,6 +105,7 @@ def guarded(name: str, doing: str, notes: list[str]) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
+    """An error of another library on one line of at most 300 characters, with its kind."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
@@ -115,6 +116,7 @@ def looks_bare(head: bytes) -> bool:
 
 
 def read_header(stream: BinaryIO, name: str, max_pixels: int) -> Header:
+    """What a DICOM stream says before any pixel is decoded, checked. Raises ImageError for what cannot be trusted."""
     notes: list[str] = []
     with guarded(name, "cannot be read as DICOM", notes):
         return _checked_header(stream, name, max_pixels, notes)

@@ -1,0 +1,287 @@
+"""The house: storeys, who may import what, who may touch files. Read from the source, without importing it.
+
+A new module gets its line in STOREYS, or these tests fail.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "saqm"
+
+# Room -> storey. Imports go downward or stay on their storey; rooms of storey 1 do not know each other.
+STOREYS = {
+    # 0 ground
+    "errors": 0,
+    "writing": 0,
+    # 1 knowledge
+    "image": 1,
+    "network": 1,
+    "manifest": 1,
+    "statistics": 1,
+    "degradations": 1,
+    # 2 preparation
+    "patches": 2,
+    "modelfile": 2,
+    "datasets": 2,
+    # 3 the hinge
+    "engine": 3,
+    "scorer": 3,
+    # 4 what is done with scores
+    "evaluate": 4,
+    "batch": 4,
+    "outputs": 4,
+    # 5 engines of training
+    "loop": 5,
+    "recipes": 5,
+    "pretrain": 5,
+    "train": 5,
+    "export": 5,
+    # 6 roof
+    "experiments": 6,
+    "cli": 6,
+}
+
+# Package -> the modules that import it, and no others. An empty line: somebody else's plug-in, which we never name.
+IMPORTED_IN = {
+    "torch": {"engine", "network", "loop", "pretrain", "train", "export"},
+    "lightning": {"loop"},
+    "jaxtyping": {"network"},
+    "onnxscript": {"export"},
+    "onnx": set(),  # torch's exporter uses it
+    "matplotlib": {"outputs.scatter", "loop"},
+    "polars": {"outputs.table"},
+    "imagecodecs": {"image.jpeg"},
+    "gdcm": set(),  # pydicom finds it
+    "skimage": set(),  # for benchmarks and tests only
+    # not optional, but each has its room
+    "onnxruntime": {"engine"},
+    "pydantic": {"modelfile"},
+    "typer": {"cli"},
+    "nibabel": {"image.volume", "image.volume_header"},
+    "nrrd": {"image.volume", "image.volume_header"},
+    "tifffile": {"image.raster"},
+}
+OPTIONAL = {"torch", "lightning", "jaxtyping", "onnxscript", "onnx", "matplotlib", "polars", "imagecodecs", "gdcm"}
+
+# House rule 2: the only modules that open, read or write files, and what.
+TOUCHES_FILES = {
+    "writing": "puts what others write in its place",
+    "image": "pictures",
+    "manifest": "manifests and their sidecars",
+    "datasets": "the table that a downloaded folder brings",
+    "modelfile": "model files and their cards",
+    "batch": "its journal",
+    "outputs": "results",
+    "recipes": "recipes in TOML",
+    "loop": "the folder of a run: checkpoint, log, curve",
+    "experiments": "the folder of an experiment: what is finished in it",
+    "degradations": "no file: JPEG in memory, by Pillow's open",
+    "cli": "the folder and the texts of evaluate --out",
+}
+OPENERS = {
+    "open", "fdopen", "read_text", "write_text", "read_bytes", "write_bytes", "mkdir", "imread", "dcmread", "memmap",
+    "safe_open", "save_file", "load_file", "fromfile", "tofile",
+}  # fmt: skip
+
+# House rules 5 and 9, and no pickles: these are imported nowhere.
+FORBIDDEN = {"urllib", "http", "socket", "requests", "httpx", "pickle", "random", "dill", "joblib"}
+# House rule 9: who may read clock or environment.
+TELLS_TIME = {"cli": "--timestamp", "loop": "seconds of a step, for its log only"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """`target` is imported by a module; `lazily` inside a function."""
+
+    target: str
+    lazily: bool
+
+
+def modules() -> dict[str, ast.Module]:
+    """Every module by its dotted name below saqm ("" is the face)."""
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    return found
+
+
+MODULES = modules()
+
+
+def executed(node: ast.AST, lazily: bool = False) -> Iterator[tuple[ast.AST, bool]]:
+    """All nodes but what stands under `if TYPE_CHECKING`, and whether they are inside a function."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        inside = lazily or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        yield child, inside
+        yield from executed(child, inside)
+
+
+def imports(tree: ast.Module) -> list[Import]:
+    """What a module imports, its own package's modules as saqm.NAME."""
+    found = []
+    for node, lazily in executed(tree):
+        if isinstance(node, ast.Import):
+            found += [Import(alias.name, lazily) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert node.module
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                is_module = inner.removeprefix("saqm.") in MODULES
+                found.append(Import(inner if is_module or node.module == "saqm" else node.module, lazily))
+    return found
+
+
+def own_imports(module: str) -> list[Import]:
+    """The modules of saqm that a module imports, by their name below saqm."""
+    own = [found for found in imports(MODULES[module]) if found.target.split(".")[0] == "saqm"]
+    assert {f.target for f in own if f.target.count(".") == 0} == set()
+    kept = [found for found in own if found.target != "saqm.__version__"]  # the one thing that the face holds
+    return [Import(found.target.removeprefix("saqm."), found.lazily) for found in kept]
+
+
+def room(module: str) -> str:
+    return module.split(".", maxsplit=1)[0]
+
+
+BELOW_THE_FACE = [name for name in MODULES if name]
+
+
+def test_every_room_has_its_storey() -> None:
+    assert {room(name) for name in BELOW_THE_FACE} == set(STOREYS)
+
+
+@pytest.mark.parametrize("module", BELOW_THE_FACE)
+def test_imports_go_only_downward(module: str) -> None:
+    here = room(module)
+    for found in own_imports(module):
+        there = room(found.target)
+        assert there in STOREYS, f"{module} imports {found.target}, which is no room"
+        if there == here:
+            continue
+        assert STOREYS[there] <= STOREYS[here], f"{module} looks up to {found.target}"
+        if STOREYS[here] == 1:
+            assert STOREYS[there] == 0, f"{module} knows {found.target}: rooms of storey 1 do not know each other"
+
+
+def test_there_are_no_circles() -> None:
+    """Between rooms not even lazily; within a room (image, outputs) not at import."""
+    rooms: dict[str, set[str]] = {name: set() for name in STOREYS}
+    at_import: dict[str, set[str]] = {name: set() for name in BELOW_THE_FACE}
+    for module in BELOW_THE_FACE:
+        for found in own_imports(module):
+            if room(found.target) != room(module):
+                rooms[room(module)].add(room(found.target))
+            if not found.lazily:
+                at_import[module].add(found.target)
+    for graph in (rooms, at_import):
+        try:
+            TopologicalSorter(graph).prepare()
+        except CycleError as error:
+            pytest.fail("a circle: " + " -> ".join(reversed(error.args[1])))
+
+
+def test_the_face_holds_nothing_but_names() -> None:
+    assert own_imports("") == []
+    assert {found.target.split(".")[0] for found in imports(MODULES[""])} <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("package", IMPORTED_IN)
+def test_a_package_is_imported_in_its_place_only(package: str) -> None:
+    users = {name for name, tree in MODULES.items() for i in imports(tree) if i.target.split(".")[0] == package}
+    assert users == IMPORTED_IN[package]
+
+
+def test_pydicom_stays_in_the_image_room() -> None:
+    users = {room(name) for name, tree in MODULES.items() for i in imports(tree) if i.target.startswith("pydicom")}
+    assert users == {"image"}
+
+
+def test_the_network_and_pickles_are_not_reached_for() -> None:
+    for name, tree in MODULES.items():
+        assert not FORBIDDEN & {found.target.split(".")[0] for found in imports(tree)}, name
+
+
+def test_only_the_allowed_rooms_touch_files() -> None:
+    touching = {}
+    for name, tree in MODULES.items():
+        for node, _ in executed(tree):
+            called = node.func if isinstance(node, ast.Call) else None
+            if isinstance(called, ast.Attribute) and called.attr in OPENERS:
+                touching[room(name)] = f"{name}, line {called.lineno}: {called.attr}"
+            elif isinstance(called, ast.Name) and called.id in OPENERS:
+                touching[room(name)] = f"{name}, line {called.lineno}: {called.id}"
+    assert {where: what for where, what in touching.items() if where not in TOUCHES_FILES} == {}
+    assert set(TOUCHES_FILES) == set(touching) | {"writing"}  # an exception that nobody needs any more goes
+
+
+def test_only_the_allowed_modules_read_clock_or_environment() -> None:
+    telling = {
+        name
+        for name, tree in MODULES.items()
+        if {"time", "datetime"} & {found.target.split(".")[0] for found in imports(tree)}
+        or any(isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv") for node, _ in executed(tree))
+    }
+    assert telling == set(TELLS_TIME)
+
+
+def test_everything_public_says_what_it_is() -> None:
+    silent = []
+    for name, tree in MODULES.items():
+        if not ast.get_docstring(tree):
+            silent.append(name or "saqm")
+        for node in tree.body:
+            public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+            if public and not ast.get_docstring(node):
+                silent.append(f"{name}.{node.name}")
+    assert silent == []
+
+
+def test_the_library_does_not_print() -> None:
+    for name, tree in MODULES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id != "print", f"{name}, line {node.lineno}"
+
+
+# What is loaded when
+
+
+def loaded_by(script: str, *arguments: str) -> set[str]:
+    """The top-level packages that a fresh interpreter has loaded after a script."""
+    script += "\nimport sys\nprint('LOADED', *sorted({name.split('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    return set(done.stdout.rsplit("LOADED", 1)[1].split())
+
+
+def test_importing_saqm_loads_no_dependency() -> None:
+    heavy = {"numpy", "scipy", "PIL", "pydicom", "nibabel", "onnxruntime", "pydantic", "typer", "rich", "safetensors"}
+    assert not (heavy | OPTIONAL) & loaded_by("import saqm; saqm.SaqmError; dir(saqm)")
+
+
+def test_scoring_loads_no_optional_package(toy_model: Path) -> None:
+    script = """
+import sys, numpy, saqm
+from saqm.image import from_array
+pixels = numpy.random.default_rng(0).random((64, 64), numpy.float32)
+assert saqm.score(from_array(pixels), saqm.load_scorer(sys.argv[1])).score is not None
+"""
+    assert not OPTIONAL & loaded_by(script, str(toy_model))
+
+
+def test_the_table_is_in_order() -> None:
+    assert all(before <= after for before, after in pairwise(STOREYS.values()))
