@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,6 +19,8 @@ from saqm import __version__
 from saqm.errors import ImageError, MissingExtra, OutputError, SaqmError
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from saqm.batch import Record, Settings
 
 Engine = Literal["auto", "onnx", "torch"]
@@ -237,9 +239,17 @@ def evaluate(
     checked = read_manifest(manifest)
     if folds is not None:
         cross_validate = _training("experiments", "cross_validate_command")
-        result = cross_validate(
-            checked, recipe=recipe, folds=folds, by_method=by_method, judged_only=not anchors, seed=seed, out=out
-        )
+        with _teaching() as on_step:
+            result = cross_validate(
+                checked,
+                recipe=recipe,
+                folds=folds,
+                by_method=by_method,
+                judged_only=not anchors,
+                seed=seed,
+                out=out,
+                on_step=on_step,
+            )
     elif predictions is not None:
         by_seed = predictions_of(checked.rows, read_predictions(predictions))
         result = evaluate_predictions(
@@ -367,11 +377,13 @@ def models_verify(
 # The three commands below only hand their options to the training modules, which need the extra `train`.
 
 
-@app.command(epilog="Example: saqm train --source study.csv --recipe target-only --seed 7 --out model/")
+@app.command(
+    epilog="Example: saqm train --target study.csv --recipe target-only --towers towers/ --seed 7 --out model/"
+)
 def train(
     *,
-    source: Annotated[Path, typer.Option(help="Manifest with opinion scores.")],
-    target: Annotated[Path | None, typer.Option(help="Manifest of the domain to score, where it is another.")] = None,
+    target: Annotated[Path | None, typer.Option(help="Manifest of the domain that is to be scored.")] = None,
+    source: Annotated[Path | None, typer.Option(help="Manifest of another domain to learn from.")] = None,
     recipe: Annotated[str, typer.Option(help="A recipe's name, or a .toml file.")],
     out: Annotated[Path, typer.Option(help="Folder for the model, its checkpoints and its log.")],
     seed: Annotated[int, typer.Option(help="Same seed, same machine: same model.")],
@@ -381,9 +393,18 @@ def train(
 ) -> None:
     """Train a model from images with opinion scores."""
     train_command = _training("experiments", "train_command")
-    made = train_command(
-        source=source, target=target, recipe=recipe, out=out, seed=seed, towers=towers, resume=resume, say=_say
-    )
+    with _teaching() as on_step:
+        made = train_command(
+            source=source,
+            target=target,
+            recipe=recipe,
+            out=out,
+            seed=seed,
+            towers=towers,
+            resume=resume,
+            say=_say,
+            on_step=on_step,
+        )
     _print_made(made, as_json)
 
 
@@ -400,9 +421,17 @@ def pretrain(
 ) -> None:
     """Teach a network about windows of images, from labels that need no opinions: a start for `saqm train`."""
     pretrain_command = _training("experiments", "pretrain_command")
-    made = pretrain_command(
-        names=_found(paths), twins=twins, recipe=recipe, out=out, seed=seed, resume=resume, say=_say
-    )
+    with _teaching() as on_step:
+        made = pretrain_command(
+            names=_found(paths),
+            twins=twins,
+            recipe=recipe,
+            out=out,
+            seed=seed,
+            resume=resume,
+            say=_say,
+            on_step=on_step,
+        )
     _print_made(made, as_json)
 
 
@@ -429,6 +458,29 @@ def _training(module: str, function: str) -> Any:
         if error.name is None or error.name.split(".")[0] == "saqm":
             raise
         raise MissingExtra(error.name, "train", "training") from error
+
+
+@contextmanager
+def _teaching() -> Iterator[Callable[[str, int, int, Mapping[str, float]], None] | None]:
+    """A bar on stderr for every stage of a training, where that is a terminal: steps done, loss, rate, time left."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[shown]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        stages: dict[str, TaskID] = {}
+
+        def on_step(what: str, step: int, steps: int, logs: Mapping[str, float]) -> None:
+            if what not in stages or step < bar.tasks[stages[what]].completed:  # a new stage, or the next fold's
+                stages[what] = bar.add_task(what, total=steps, shown="")
+            speed = bar.tasks[stages[what]].speed
+            rate = "" if speed is None else f"{speed:.1f} steps/s"
+            bar.update(stages[what], completed=step, shown=f"loss {logs['loss']:.4f} {rate}")
+
+        yield on_step
 
 
 def _print_made(made: dict[str, Any], as_json: bool) -> None:

@@ -55,7 +55,7 @@ def cross_validate(
     folder: Path,
     on_step: OnStep | None = None,
 ) -> Iterator[OutOfFold]:
-    """Train without each fold and predict it, pre-training included: nothing of a test scene is seen, not even unscored.
+    """Train without each fold and predict it: nothing of a test scene is seen, not even by pre-training.
 
     Where a fold keeps methods apart as well, no image of its test methods is seen either. What is finished in `folder`
     is not done again. Yields one OutOfFold a seed.
@@ -102,9 +102,9 @@ def build(
     folder: Path,
     on_step: OnStep | None = None,
 ) -> tuple[SAQM, Log]:
-    """A network from rows, and the log of its last stage: pre-trained on their pictures where `pretraining` says so, then taught their scores.
+    """A network from rows, and the log of its last stage.
 
-    What is finished in `folder` is not done again.
+    Pre-trained on their pictures where `pretraining` says so, then taught their scores. What is finished in `folder` is not done again.
     """
 
     def told(what: str) -> Callable[[int, int, Mapping[str, float]], None]:
@@ -212,7 +212,7 @@ def train_command(
         network, chosen, manifests, [sample.image for sample in samples],
         name=out.resolve().name, version="1", seed=seed, steps=len(log), epochs=chosen.teaching.epochs, commit=commit,
         results={"last_loss": log[-1]["loss"]}, licence="that of whoever trained it",
-        card=f"Trained with recipe {chosen.name} on {', '.join(manifests)}; not yet evaluated: see `saqm evaluate --folds`.",
+        card=f"Trained with recipe {chosen.name} on {', '.join(manifests)}; not evaluated yet: `saqm evaluate --folds`.",
     )  # fmt: skip
     save_network(network, header, out / "model.safetensors")
     export_onnx(network, header, out / "model.onnx")
@@ -277,7 +277,7 @@ def pretrain_command(
         network, stand_in, {}, images,
         name="towers", version="1", seed=seed, steps=len(log), epochs=0, commit="unknown",
         results={"last_loss": log[-1]["loss"]}, licence="that of whoever trained it",
-        card="Towers taught on dense labels; the heads are untaught, so this file scores nothing sensible: see `saqm train`.",
+        card="Towers taught on dense labels; the heads are untaught, so this file scores nothing: see `saqm train`.",
     )  # fmt: skip
     save_network(network, header, out / "towers.safetensors")
     save_curve(
