@@ -17,7 +17,7 @@ def textured(height: int = 95, width: int = 78, seed: int = 3) -> Picture:
     soft = ndimage.gaussian_filter(rng.standard_normal((height, width)), 6)
     fine = ndimage.gaussian_filter(rng.standard_normal((height, width)), 1)
     picture = 120 + 60 * soft / soft.std() + 15 * fine / fine.std()
-    return np.clip(picture, 0, 255).astype(np.float32)
+    return np.asarray(np.clip(picture, 0, 255), np.float32)
 
 
 def degraded(kind: str, strength: float, picture: Picture, seed: int = 0) -> Picture:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from saqm.errors import TrainingError
 from saqm.loop import LoopConfig
@@ -107,7 +108,7 @@ def read_recipe(name_or_file: str | Path) -> Recipe:
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TrainingError(f"{path}: cannot be read as a recipe: {error}") from error
     base = changes.pop("base", None)
-    if base not in RECIPES:
+    if not isinstance(base, str) or base not in RECIPES:
         raise TrainingError(f"{path}: base is {base!r}; write base = one of {', '.join(RECIPES)}")
     changed: Recipe = changed_by(RECIPES[base], {"name": path.stem, **changes}, str(path))
     return changed
@@ -116,6 +117,7 @@ def read_recipe(name_or_file: str | Path) -> Recipe:
 def changed_by(base: Any, changes: Mapping[str, Any], where: str) -> Any:
     """A frozen dataclass with some fields changed, nested tables into nested dataclasses. Raises TrainingError."""
     known = {f.name: getattr(base, f.name) for f in fields(base)}
+    kinds = get_type_hints(type(base))
     new: dict[str, Any] = {}
     for name, value in changes.items():
         if name not in known:
@@ -127,12 +129,29 @@ def changed_by(base: Any, changes: Mapping[str, Any], where: str) -> Any:
             if not isinstance(value, Mapping):
                 raise TrainingError(f"{where}: {name} is a table, not {value!r}")
             new[name] = changed_by(old, value, f"{where}: {name}")
-        elif isinstance(old, tuple):
-            new[name] = tuple(value) if isinstance(value, list) else value
-        elif (
-            old is not None and not isinstance(value, type(old)) and not (isinstance(old, float) and type(value) is int)
-        ):
-            raise TrainingError(f"{where}: {name} is {value!r}; wanted {type(old).__name__}, such as {old!r}")
-        else:
-            new[name] = value
+            continue
+        new[name] = tuple(value) if isinstance(value, list) else value
+        if not _fits(new[name], kinds[name]):
+            raise TrainingError(f"{where}: {name} is {value!r}; wanted {_in_words(kinds[name])}, such as {old!r}")
     return replace(base, **new)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value of TOML is of a field's type; an integer does for a float."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in inner
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        kinds = (inner[0],) * len(value) if inner[-1] is Ellipsis else inner
+        return len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if origin is UnionType:
+        return any(_fits(value, one) for one in inner)
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
+def _in_words(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(kind)))
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
