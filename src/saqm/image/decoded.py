@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from saqm.errors import ImageError
+
 BYTES_PER_PIXEL = 8  # what compressed data may grow to, per pixel of the limit: 16-bit colour and some header
 
 
@@ -41,3 +43,14 @@ class Decoded:
     transfer_syntax: str | None = None
     steps: tuple[Step, ...] = ()
     warnings: tuple[str, ...] = ()
+
+
+def choose_frame(frame: int | None, count: int, name: str) -> int:
+    """The frame to read; ImageError when one has to be chosen or the choice does not exist."""
+    if frame is None:
+        if count > 1:
+            raise ImageError(f"{name}: {count} frames; choose one with frame=0..{count - 1}")
+        return 0
+    if not 0 <= frame < count:
+        raise ImageError(f"{name}: no frame {frame}: {count} frames; choose one with frame=0..{count - 1}")
+    return frame

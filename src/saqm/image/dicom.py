@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 from numpy.typing import NDArray
 
 from saqm.errors import ImageError
-from saqm.image.decoded import Decoded, Step
+from saqm.image.decoded import Decoded, Step, choose_frame
 from saqm.image.dicom_display import displayed, history, identity, spacing, ultrasound_region
 from saqm.image.dicom_header import MAGIC, MAGIC_AT, WITH_EXTRA, Header, first_line, guarded, looks_bare, read_header
 
@@ -64,17 +64,6 @@ def frames(
     with _stream(data, name) as stream:
         header = read_header(stream, name, max_pixels)
         yield from _decoded(stream, header, window, range(header.frames))
-
-
-def choose_frame(frame: int | None, count: int, name: str) -> int:
-    """The frame to read; ImageError when one has to be chosen or the choice does not exist."""
-    if frame is None:
-        if count > 1:
-            raise ImageError(f"{name}: {count} frames; choose one with frame=0..{count - 1}")
-        return 0
-    if not 0 <= frame < count:
-        raise ImageError(f"{name}: no frame {frame}: {count} frames; choose one with frame=0..{count - 1}")
-    return frame
 
 
 @contextmanager

@@ -23,8 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saqm.errors import ImageError
-from saqm.image.decoded import Decoded, Step
-from saqm.image.dicom import choose_frame
+from saqm.image.decoded import Decoded, Step, choose_frame
 from saqm.image.window import apply_range, apply_window
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

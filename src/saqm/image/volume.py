@@ -26,8 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saqm.errors import ImageError
-from saqm.image.decoded import Decoded, Step
-from saqm.image.dicom import choose_frame
+from saqm.image.decoded import Decoded, Step, choose_frame
 from saqm.image.volume_header import TO_RAS, Header, read_header
 from saqm.image.window import PERCENTILES, apply_range, apply_window
 
