@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image as Picture
+from pydicom.data import get_testdata_file
 
+from saqm.image import read_image
 from saqm.image.foreground import foreground
 
 Grey = NDArray[np.float32]
@@ -140,6 +142,115 @@ def test_a_shadow_belongs_to_the_sector_of_an_ultrasound_picture() -> None:
     mask, _ = foreground(pixels, "US")
     assert overlap(mask, sector) > 0.93
     assert overlap(mask, sector) > overlap(foreground(pixels, None)[0], sector)
+
+
+# (row, column) of each, read off the pictures. The two of a lymph node are one scene at two sizes.
+Points = dict[str, list[tuple[int, int]]]
+LYMPH_NODE: Points = {
+    "tissue": [(220, 320), (120, 500), (320, 100), (310, 600), (260, 240), (115, 30)],
+    "blood flow": [(208, 180), (215, 440)],
+    "header": [(32, 90), (96, 40), (80, 590), (96, 590)],
+    "logo": [(32, 318)],
+    "label": [(368, 270), (368, 340)],
+    "scale bar": [(454, 165), (450, 79)],
+    "indices": [(464, 410), (464, 600)],
+    "arrows": [(92, 277), (204, 3)],
+    "colour bars": [(165, 30), (205, 30), (165, 612), (205, 612)],
+}
+CONSOLES: dict[str, Points] = {
+    "examples_palette.dcm": {
+        "tissue": [(90, 360), (120, 460), (120, 560)],
+        "echo-free": [(250, 460), (200, 560), (340, 220), (345, 700)],
+        "header": [(30, 50), (30, 400), (43, 720)],
+        "logo": [(72, 321)],
+        "label": [(94, 132), (94, 180), (94, 270)],
+        "grey bar": [(90, 785), (150, 785), (97, 795), (287, 795)],
+        "settings": [(75, 40), (210, 40)],
+        "beside": [(200, 200), (200, 740), (75, 460)],
+    },
+    "examples_ybr_color.dcm": {
+        "tissue": [(35, 170), (60, 140), (110, 150), (180, 120), (190, 170)],
+        "echo-free": [(100, 175), (160, 170)],
+        "header": [(7, 20), (18, 10), (26, 5)],
+        "marker": [(20, 190)],
+        "indices": [(18, 310), (75, 310), (93, 310), (202, 291)],
+        "scale bar": [(70, 299), (168, 299)],
+        "soft keys": [(233, 45), (233, 100), (228, 150), (233, 180), (233, 260)],
+        "beside": [(50, 60), (50, 280)],
+    },
+    "examples_jpeg2k.dcm": LYMPH_NODE,
+    "examples_rgb_color.dcm": {name: [(y // 2, x // 2) for y, x in at] for name, at in LYMPH_NODE.items()},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "frame"),
+    [
+        ("examples_palette.dcm", None),
+        ("examples_ybr_color.dcm", 0),
+        ("examples_ybr_color.dcm", 15),
+        ("examples_ybr_color.dcm", 29),
+        ("examples_jpeg2k.dcm", None),
+        ("examples_rgb_color.dcm", None),
+    ],
+)
+def test_the_sector_is_judged_and_the_console_is_not(name: str, frame: int | None) -> None:
+    image = read_image(str(get_testdata_file(name, download=False)), frame=frame)
+    assert image.modality == "US"
+    for what, points in CONSOLES[name].items():
+        wanted = what in ("tissue", "echo-free", "blood flow")
+        assert [bool(image.mask[point]) for point in points] == [wanted] * len(points), what
+
+
+def fan(shape: tuple[int, int] = (240, 320), reach: float = 250) -> NDArray[np.bool_]:
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    distance, angle = np.hypot(y + 30, x - shape[1] / 2), np.arctan2(x - shape[1] / 2, y + 30)
+    return np.asarray((distance > 50) & (distance < reach) & (np.abs(angle) < 0.6))
+
+
+def echoes(where: NDArray[np.bool_]) -> Grey:
+    return np.where(where, 0.3 + 0.1 * np.random.default_rng(4).random(where.shape), 0).astype(np.float32)
+
+
+@pytest.mark.parametrize("reach", [200, 250, 400])
+def test_a_fan_that_runs_into_the_border_is_kept_to_its_end(reach: float) -> None:
+    sector = fan(reach=reach)
+    assert overlap(foreground(echoes(sector), "US")[0], sector) > 0.93
+
+
+def test_a_sepia_picture_is_tissue_and_not_console() -> None:
+    sector = fan()
+    grey = echoes(sector)
+    sepia = np.dstack([grey, 0.8 * grey, 0.5 * grey])
+    assert overlap(foreground(sepia, "US")[0], sector) > 0.93
+
+
+def test_an_echo_free_sector_one_grey_level_above_the_background_is_whole() -> None:
+    sector = fan()
+    pixels = echoes(sector & (np.arange(240) < 60)[:, None])
+    pixels[sector & (pixels == 0)] = 1 / 255
+    assert overlap(foreground(pixels, "US")[0], sector) > 0.93
+
+
+def test_two_sectors_side_by_side_are_both_judged() -> None:
+    both = np.hstack([fan(), fan()])
+    assert overlap(foreground(echoes(both), "US")[0], both) > 0.9
+
+
+def test_what_lies_outside_the_region_takes_no_part() -> None:
+    sector = fan()
+    pixels = np.pad(echoes(sector), ((40, 0), (80, 0)), constant_values=0.4)  # consoles above and at the left
+    pixels[:40, ::3] = 0.6
+    valid = np.zeros(pixels.shape, np.bool_)
+    valid[40:, 80:] = True
+    mask, details = foreground(pixels, "US", valid)
+    alone, _ = foreground(echoes(sector), "US")
+    assert (mask[40:, 80:] == alone).all()
+    assert not mask[~valid].any()
+    left_out = details["left_out"]
+    assert isinstance(left_out, dict)
+    assert left_out["outside_region"] == pytest.approx(1 - valid.mean(), abs=1e-4)
+    assert sum(left_out.values()) + float(mask.mean()) == pytest.approx(1, abs=3e-4)
 
 
 @given(st.integers(0, 99), st.sampled_from([64, 128, 256, 300, 512]))

@@ -250,7 +250,7 @@ def _image(decoded: Decoded, name: str, digest: str, mask: MaskMode | Literal["g
     elif mask == "auto":
         from saqm.image.foreground import foreground
 
-        judged, found = foreground(decoded.pixels, decoded.modality)
+        judged, found = foreground(decoded.pixels, decoded.modality, decoded.valid)
         details = dict(found)
         if decoded.valid is not None:
             judged = judged & decoded.valid

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from saqm.image import sector
+
 # All constants are ours, set on 308 CT slices, 404 ultrasound frames, 24 photographs and pydicom's bundled files.
 WORK_SIDE = 256
 RING = 2  # width of the border ring that the background is read from
@@ -21,19 +23,25 @@ NOISE_RISE = 5.0  # and also this many standard deviations of the background
 CLOSING, OPENING = 5, 3  # radii: bridges the scalp's dark fat; removes tables, headrests, letters
 LEAST_SPECK = 0.001  # a component of the picture smaller than this share of it is a letter or noise
 LEAST_PART = 0.1  # a component smaller than this share of the largest is text, a marker, a table
-HULL_DIRECTIONS = 32  # half-planes that bound a sector, each from both sides
-FACE_DEPTH = 0.12  # share of a sector's height within which both ends of the transducer's face are found
+LEAST_SECTOR = 0.3  # the same for a second sector beside the first
+FAINT_RISE = 0.5 / 255  # an echo-free sector may be one grey level above a background of one value
 LEAST_FLAT = 0.02  # a constant area smaller than this share of the picture is left alone
 RECTANGULAR = 0.9  # share of its bounding box that a flat area fills to count as an overlay inside the picture
 
 
-def foreground(pixels: NDArray[np.float32], modality: str | None) -> tuple[NDArray[np.bool_], dict[str, object]]:
+def foreground(
+    pixels: NDArray[np.float32], modality: str | None, valid: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.bool_], dict[str, object]]:
     """Mask (H, W), True where there is something to judge, and what was left out, as shares of the picture.
 
-    `pixels`: float32 in [0, 1], (H, W) or (H, W, 3), air dark. `modality`: DICOM's word or None; "US" also takes the
-    dark, echo-free parts of the sector in. A picture whose border is no flat dark background (a photograph, a zoomed
-    detail) is judged whole; so is a constant one, whose judgement is left to the caller. The mask may be empty.
+    `pixels`: float32 in [0, 1], (H, W) or (H, W, 3), air dark. `modality`: DICOM's word or None; "US" looks for the
+    sector, takes its dark, echo-free parts in, and leaves the console out. `valid`: bool (H, W), the region where an
+    ultrasound file says its tissue is; other modalities do without. A picture whose border is no flat dark background
+    (a photograph, a zoomed detail) is judged whole; so is a constant one, whose judgement is left to the caller. The
+    mask may be empty.
     """
+    if modality == "US" and valid is not None and valid.any():
+        return _within_region(pixels, valid)
     grey = pixels.mean(axis=2, dtype=np.float32) if pixels.ndim == 3 else np.asarray(pixels, np.float32)
     mask = np.zeros(grey.shape, np.bool_)
     box = _without_bars(grey)
@@ -48,9 +56,11 @@ def foreground(pixels: NDArray[np.float32], modality: str | None) -> tuple[NDArr
     flat = _flat_overlays(constant, small, threshold)
     if threshold is None:
         parts, detached = ~flat, np.zeros_like(flat)
+    elif modality == "US":
+        parts, detached = _sectors(pixels[rows, columns], flat, threshold, factor)
     else:
-        parts, detached = _anatomy(small, flat, threshold, modality)
-    full = parts.repeat(factor, 0).repeat(factor, 1)[: inner.shape[0], : inner.shape[1]]
+        parts, detached = _anatomy(small, flat, threshold)
+    full = _grow(parts, factor, inner.shape)
     mask[rows, columns] = full
     share = inner.size / grey.size
     left_out = {
@@ -58,12 +68,29 @@ def foreground(pixels: NDArray[np.float32], modality: str | None) -> tuple[NDArr
         "flat": share * float((flat & ~parts).mean()),
         "detached": share * float((detached & ~parts & ~flat).mean()),
     }
+    return mask, _details(mask, left_out)
+
+
+def _details(mask: NDArray[np.bool_], left_out: dict[str, float]) -> dict[str, object]:
     judged = float(mask.mean())
     left_out["air"] = max(0.0, 1 - judged - sum(left_out.values()))
-    return mask, {
+    return {
         "judged_share": round(judged, 4),
         "left_out": {name: round(value, 4) for name, value in left_out.items() if round(value, 4) > 0},
     }
+
+
+def _within_region(
+    pixels: NDArray[np.float32], valid: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], dict[str, object]]:
+    """The sector looked for in the region alone: the console around it takes no part."""
+    rows, columns = (slice(int(at.min()), int(at.max()) + 1) for at in np.nonzero(valid))
+    inside = valid[rows, columns]
+    region = pixels[rows, columns].copy()
+    region[~inside] = 0
+    mask = np.zeros(valid.shape, np.bool_)
+    mask[rows, columns] = foreground(region, "US")[0] & inside
+    return mask, _details(mask, {"outside_region": float(1 - valid.mean())})
 
 
 def _without_bars(grey: NDArray[np.float32]) -> tuple[slice, slice] | None:
@@ -88,6 +115,11 @@ def _shrink(grey: NDArray[np.float32], factor: int) -> tuple[NDArray[np.float32]
     padded = np.pad(grey, ((0, -height % factor), (0, -width % factor)), mode="edge")
     blocks = padded.reshape(padded.shape[0] // factor, factor, padded.shape[1] // factor, factor)
     return blocks.mean((1, 3), dtype=np.float32), blocks.max((1, 3)) == blocks.min((1, 3))
+
+
+def _grow(small: NDArray[np.bool_], factor: int, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Blocks back to pixels; the last ones are cut to the shape."""
+    return small.repeat(factor, 0).repeat(factor, 1)[: shape[0], : shape[1]]
 
 
 def _flat_overlays(
@@ -135,9 +167,43 @@ def _background(small: NDArray[np.float32]) -> float | None:
 
 
 def _anatomy(
-    small: NDArray[np.float32], flat: NDArray[np.bool_], threshold: float, modality: str | None
+    small: NDArray[np.float32], flat: NDArray[np.bool_], threshold: float
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """The large solid parts above the background, holes filled; and what was above it but is small or thin."""
+    chosen, above = _large_parts(small, flat, threshold, LEAST_PART)
+    parts = np.logical_or.reduce([np.zeros_like(flat), *chosen]) & ~flat
+    return parts, above & ~parts
+
+
+def _sectors(
+    pixels: NDArray[np.float32], flat: NDArray[np.bool_], threshold: float, factor: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """The hull of the echoes, less colour bars on top of it; and what else was above the background.
+
+    `pixels`: (H, W) or (H, W, 3), full size. Letters and tinted pixels are no echoes.
+    """
+    from scipy import ndimage
+
+    grey = pixels.mean(axis=2, dtype=np.float32) if pixels.ndim == 3 else pixels
+    colour = sector.tinted(pixels, threshold)
+    echoes = sector.without_letters(np.where(colour, np.float32(0), grey), factor + 1)
+    bars = _shrink(sector.colour_bars(colour).astype(np.float32), factor)[0] > 0
+    no_echo = flat | ndimage.binary_dilation(bars, np.ones((1, 2 * CLOSING + 1)))  # a grey bar stands beside them
+    chosen, _ = _large_parts(_shrink(echoes, factor)[0], no_echo, threshold, LEAST_SECTOR)
+    faint = sector.solid(echoes > threshold - LEAST_RISE + FAINT_RISE, factor + 1).astype(np.float32)
+    labels, _ = ndimage.label(_open(_shrink(faint, factor)[0] > 0.5, OPENING) & ~no_echo)
+    parts = np.zeros_like(flat)
+    for part in chosen:
+        touched = np.unique(labels[part])
+        parts |= sector.hull(part | np.isin(labels, touched[touched > 0]))
+    parts &= ~flat & ~bars
+    return parts, (_shrink(grey, factor)[0] > threshold) & ~parts
+
+
+def _large_parts(
+    small: NDArray[np.float32], flat: NDArray[np.bool_], threshold: float, least: float
+) -> tuple[list[NDArray[np.bool_]], NDArray[np.bool_]]:
+    """Solid components of at least `least` of the largest, holes filled; and all that was above the threshold."""
     from scipy import ndimage
 
     smooth = ndimage.uniform_filter(small, 3, mode="nearest")
@@ -149,13 +215,11 @@ def _anatomy(
     solid = _open(np.asarray(solid, np.bool_), OPENING)
     labels, count = ndimage.label(solid)
     if not count:
-        return np.zeros_like(flat), above
+        return [], above
     areas = np.bincount(labels.ravel())
     areas[0] = 0
-    chosen = [labels == label for label in np.flatnonzero(areas >= LEAST_PART * areas.max())]
-    kept = np.logical_or.reduce([_sector(part) for part in chosen] if modality == "US" else chosen)
-    parts = kept[margin:-margin, margin:-margin] & ~flat
-    return parts, above & ~parts
+    inside = labels[margin:-margin, margin:-margin]
+    return [inside == label for label in np.flatnonzero(areas >= least * areas.max())], above
 
 
 def _without_specks(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -180,17 +244,3 @@ def _open(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
 
     core = ndimage.distance_transform_edt(mask) > radius
     return np.asarray(ndimage.distance_transform_edt(~core) <= radius, np.bool_)
-
-
-def _sector(part: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The convex hull of the echoes, less what lies above the curved face of the transducer: shadows belong to it."""
-    rows, columns = np.nonzero(part)
-    y, x = np.ogrid[: part.shape[0], : part.shape[1]]
-    hull = np.ones(part.shape, np.bool_)
-    for angle in np.linspace(0, np.pi, HULL_DIRECTIONS, endpoint=False):
-        sine, cosine = np.float32(np.sin(angle)), np.float32(np.cos(angle))
-        reach, across = rows * sine + columns * cosine, y * sine + x * cosine
-        hull &= (across >= reach.min()) & (across <= reach.max())
-    face = columns[rows <= rows.min() + FACE_DEPTH * np.ptp(rows)]
-    over_face = (x >= face.min()) & (x <= face.max()) & ~np.logical_or.accumulate(part, 0)
-    return np.asarray(hull & ~over_face, np.bool_)
