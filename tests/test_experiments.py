@@ -365,8 +365,8 @@ def test_train_makes_a_model_that_scores(tmp_path: Path, all_toml: str) -> None:
         run_train(tmp_path / "run", all_toml, target=tmp_path / "data" / "manifest.csv")
 
 
-def test_train_resumes_to_the_same_weights(
-    tmp_path: Path, all_toml: str, monkeypatch: pytest.MonkeyPatch, toy_onnx: Callable[..., bytes]
+def test_train_resumes_to_the_same_weights_and_only_what_was_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_onnx: Callable[..., bytes]
 ) -> None:
     made(tmp_path / "data")
     monkeypatch.setattr("saqm.export.onnx_graph", lambda network: toy_onnx())  # noqa: ARG005  exports take long
@@ -389,7 +389,16 @@ def test_train_resumes_to_the_same_weights(
     assert (resumed["steps"], resumed["loss"]) == (straight["steps"], straight["loss"])
     ours, theirs = (load_network(result["weights"])[0].state_dict() for result in (resumed, straight))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
-    assert all_toml
+    (tmp_path / "other.toml").write_text(
+        (tmp_path / "resumable.toml").read_text().replace("[teaching]", '[teaching]\nloss = "bce"')
+    )
+    with pytest.raises(TrainingError, match="opinions holds a run with another recipe; choose another --out"):
+        run_train(tmp_path / "run", str(tmp_path / "other.toml"), target=manifest, resume=True)
+    text = manifest.read_text()
+    assert ",1.0," in text
+    manifest.write_text(text.replace(",1.0,", ",1.5,"))
+    with pytest.raises(TrainingError, match="opinions holds a run with another scores"):
+        run_train(tmp_path / "run", recipe, target=manifest, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -469,6 +478,17 @@ def test_pictures_alone_teach_through_degraded_copies(tmp_path: Path, pretrain_t
         log = (tmp_path / f"towers-{number}" / "run" / "log.jsonl").read_text().splitlines()
         assert any("differences" in json.loads(line) for line in log)
     assert said == ["no twins: half of the windows are degraded copies, whose twin is their original"]
+
+
+def test_pretrain_resumes_only_what_was_asked(tmp_path: Path, pretrain_toml: str) -> None:
+    made(tmp_path / "data", scenes=1)
+    names = [str(path) for path in sorted((tmp_path / "data").glob("*.png"))]
+    (tmp_path / "towers" / "run").mkdir(parents=True)
+    (tmp_path / "towers" / "run" / "asked.json").write_text('{"seed": 9}')  # asked, and stopped before it began
+    first = run_pretrain(tmp_path / "towers", names, recipe=pretrain_toml)
+    assert run_pretrain(tmp_path / "towers", names, recipe=pretrain_toml, resume=True) == first
+    with pytest.raises(TrainingError, match="run holds a run with another images; choose another --out"):
+        run_pretrain(tmp_path / "towers", names[1:], recipe=pretrain_toml, resume=True)
 
 
 def test_pretrain_refuses_what_it_cannot_learn_from(tmp_path: Path, pretrain_toml: str) -> None:

@@ -145,6 +145,39 @@ def test_a_checkpoint_of_another_length_is_refused(tmp_path: Path) -> None:
         fit(Line(steps=STEPS + 1), CONFIG, seed=5, folder=tmp_path)
 
 
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    taught(tmp_path)
+    other = Line()
+    other.module[3] = nn.Linear(8, 2)
+    with pytest.raises(TrainingError, match=r"checkpoint\.safetensors is of a run with another network"):
+        fit(other, CONFIG, seed=5, folder=tmp_path)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    taught(tmp_path)
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(TrainingError, match=r"checkpoint\.safetensors: is no whole checkpoint .* remove it"):
+        taught(tmp_path)
+
+
+@pytest.mark.parametrize("lines", [None, 5])
+def test_a_log_shorter_than_its_checkpoint_is_refused(tmp_path: Path, lines: int | None) -> None:
+    taught(tmp_path)
+    log = tmp_path / "log.jsonl"
+    kept = log.read_text().splitlines(keepends=True)[:lines]
+    log.unlink()
+    if lines is not None:
+        log.write_text("".join(kept))
+    with pytest.raises(TrainingError, match=rf"log\.jsonl has {lines or 0} of the 12 steps .*; remove both"):
+        taught(tmp_path)
+
+
+def test_a_task_without_steps_is_refused() -> None:
+    with pytest.raises(TrainingError, match="0 steps teach nothing"):
+        fit(Line(steps=0), CONFIG, seed=5)
+
+
 # Runs that blow up
 
 
@@ -173,6 +206,12 @@ def test_exploding_features_stop_the_run(step: int) -> None:
 
     with pytest.raises(TrainingError, match=rf"step {step}: features explode .* times that of the first steps.*norm="):
         fit(Line(steps=30, spoil=spoil), CONFIG, seed=5)
+
+
+def test_dead_features_that_explode_stop_the_run() -> None:
+    task = Line(spoil=lambda at, loss, features: (loss, features * (0 if at < 5 else 1)))
+    with pytest.raises(TrainingError, match=r"step 5: features explode .*inf times"):
+        fit(task, CONFIG, seed=5)
 
 
 def test_features_may_grow_twentyfold() -> None:

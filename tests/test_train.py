@@ -270,6 +270,11 @@ def test_fewer_than_two_images_are_refused() -> None:
         train(SAQM(TINY, seed=0), two_kinds()[:1], [], HEADS, seed=0)
 
 
+def test_one_image_a_step_is_refused() -> None:
+    with pytest.raises(TrainingError, match="images_per_step = 1: one image alone has no order"):
+        train(SAQM(TINY, seed=0), two_kinds()[:4], [], teaching(HEADS, images_per_step=1), seed=0)
+
+
 def test_an_image_with_nothing_to_judge_stops_the_training() -> None:
     flat = Sample(image(np.full((72, 72), 9, np.float32)), 0.5, "made")
     for recipe in (HEADS, ALL):

@@ -5,6 +5,7 @@ Every run keeps what it has finished in its folder and goes on from there.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ Say = Callable[[str], None]
 MODALITIES = ("CT", "MR", "US", "CR", "DX", "MG", "XA", "NM", "PT")
 WINDOW_POLICY = "as the file displays it: the caller's window, else the file's first, else the modality's default"
 MASK_POLICY = "auto: anatomy, without air, borders, text"
+_ASKED = "asked.json"  # beside a run's checkpoint
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ def build(
 ) -> tuple[SAQM, Log]:
     """A network from rows, and the log of its last stage.
 
-    Pre-trained on their pictures where `pretraining` says so, then taught their scores. What is finished in `folder` is not done again.
+    Pre-trained on their pictures where `pretraining` says so, then taught their scores. What is finished in `folder` is
+    not done again.
     """
 
     def told(what: str) -> Callable[[int, int, Mapping[str, float]], None]:
@@ -204,6 +207,10 @@ def train_command(
     network = SAQM(chosen.architecture, seed=seed)
     if towers is not None:
         adopt_towers(network, load_network(towers / "towers.safetensors" if towers.is_dir() else towers)[0])
+    _same_run(out / "opinions", {
+        "recipe": asdict(chosen), "seed": seed, "towers": _digest(network),
+        "scores": [(sample.image.source.sha256, sample.score, sample.weight) for sample in samples],
+    })  # fmt: skip
     ladders = make_ladders(rows, seed=seed) if chosen.teaching.ladders else []
     say(f"{len(samples)} scored images, {len({row.scene for row in rows})} scenes, {len(ladders)} ladders")
     told = None if on_step is None else lambda step, steps, logs: on_step("opinions", step, steps, logs)
@@ -212,7 +219,7 @@ def train_command(
         network, chosen, manifests, [sample.image for sample in samples],
         name=out.resolve().name, version="1", seed=seed, steps=len(log), epochs=chosen.teaching.epochs, commit=commit,
         results={"last_loss": log[-1]["loss"]}, licence="that of whoever trained it",
-        card=f"Trained with recipe {chosen.name} on {', '.join(manifests)}; not evaluated yet: `saqm evaluate --folds`.",
+        card=f"Trained with recipe {chosen.name} on {', '.join(manifests)}; not evaluated yet (`saqm evaluate`).",
     )  # fmt: skip
     save_network(network, header, out / "model.safetensors")
     export_onnx(network, header, out / "model.onnx")
@@ -267,6 +274,10 @@ def pretrain_command(
     if not any(version.reference for version in versions) and not config.degraded:
         config = replace(config, degraded=0.5)
         say("no twins: half of the windows are degraded copies, whose twin is their original")
+    _same_run(out / "run", {
+        "recipe": asdict(config), "seed": seed,
+        "images": [(v.image.source.sha256, v.scene, v.maker, v.reference) for v in versions],
+    })  # fmt: skip
     told = None if on_step is None else lambda step, steps, logs: on_step("towers", step, steps, logs)
     network, log = pretrain(versions, config, seed=seed, folder=out / "run", on_step=told)
     images = [version.image for version in versions]
@@ -377,8 +388,26 @@ def _in_words(scale: Scale) -> str:
 
 def _fresh(folder: Path, resume: bool) -> None:
     """Refuse to run over what another run left, unless it is to go on. Raises TrainingError."""
-    if folder.exists() and any(folder.iterdir()) and not resume:
+    if not resume and folder.exists() and any(path.name != _ASKED for path in folder.iterdir()):
         raise TrainingError(f"{folder} holds another run; choose another --out, or --resume to go on with it")
+
+
+def _same_run(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Keep in `folder` what a run was asked to do; refuse to go on with a run that was asked another thing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept, asked = folder / _ASKED, json.loads(json.dumps(asked))
+    if not kept.is_file() or list(folder.iterdir()) == [kept]:  # nothing was taught yet
+        _write_json(kept, asked)
+    elif others := [name for name, value in _read_json(kept).items() if asked.get(name) != value]:
+        raise TrainingError(f"{folder} holds a run with another {' and '.join(others)}; choose another --out")
+
+
+def _digest(network: SAQM) -> str:
+    """SHA-256 over a network's weights."""
+    digest = hashlib.sha256()
+    for value in network.state_dict().values():
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _write_json(path: Path, value: Any) -> None:

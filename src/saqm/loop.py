@@ -103,6 +103,8 @@ def fit(
     stopped; a checkpoint of another configuration is refused. `on_step(step, steps, logs)` is called after each step.
     Raises TrainingError on a loss that is not finite and on exploding features, with what to change.
     """
+    if task.steps < 1:
+        raise TrainingError(f"{task.steps} steps teach nothing; raise the recipe's epochs or steps")
     fabric = _fabric(config)
     torch.manual_seed(seed)
     parameters = task.parameters()
@@ -225,8 +227,9 @@ def _guard(step: int, loss: float, norm: float, norms: list[float]) -> None:
         norms.append(norm)
     usual = float(np.median(norms))
     if norm > max(EXPLODED * usual, LARGEST_NORM_OF_A_SOUND_START if step == 0 else 0):
+        times = norm / usual if usual else math.inf
         raise TrainingError(
-            f"step {step}: features explode (mean norm {norm:.3g}, {norm / usual:.0f} times that of the first steps); "
+            f"step {step}: features explode (mean norm {norm:.3g}, {times:.0f} times that of the first steps); "
             "lower the learning rate, set clip_norm, or use norm='batch'"
         )
 
@@ -248,13 +251,25 @@ def _resume(folder: Path, task: Task, optimiser: Any, parameters: list[nn.Parame
     path = folder / "checkpoint.safetensors"
     if not path.is_file():
         return []
-    with safetensors.safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+    except safetensors.SafetensorError as error:
+        raise TrainingError(f"{path}: is no whole checkpoint ({error}); remove it to start anew") from error
     if metadata.get("configuration") != mark:
         raise TrainingError(f"{path} is of a run with another configuration; choose an empty folder or remove it")
     state = {name.removeprefix("module."): value for name, value in tensors.items() if name.startswith("module.")}
-    task.module.load_state_dict(state)
+    steps, journal = int(metadata["steps"]), folder / "log.jsonl"
+    lines = journal.read_text(encoding="utf-8").splitlines()[:steps] if journal.is_file() else []
+    if len(lines) < steps:
+        raise TrainingError(
+            f"{journal} has {len(lines)} of the {steps} steps of {path.name}; remove both to start anew"
+        )
+    try:
+        task.module.load_state_dict(state)
+    except RuntimeError as error:
+        raise TrainingError(f"{path} is of a run with another network; choose an empty folder or remove it") from error
     for index, parameter in enumerate(parameters):
         prefix = f"optimiser.{index}."
         found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
@@ -262,9 +277,7 @@ def _resume(folder: Path, task: Task, optimiser: Any, parameters: list[nn.Parame
             optimiser.state[parameter] = {
                 name: value if name == "step" else value.to(parameter.device) for name, value in found.items()
             }
-    steps = int(metadata["steps"])
-    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[:steps]
-    (folder / "log.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    journal.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     log = [json.loads(line) for line in lines]
     for entry in log:
         entry.pop("seconds", None)

@@ -226,6 +226,8 @@ def train(
     """
     if len(samples) < 2:
         raise TrainingError(f"{len(samples)} scored images; training needs at least 2")
+    if recipe.teaching.images_per_step < 2:
+        raise TrainingError(f"images_per_step = {recipe.teaching.images_per_step}: one image alone has no order")
     task = OpinionTask(network, samples, ladders, recipe)
     log = fit(task, recipe.teaching.loop, seed=seed, folder=folder, on_step=on_step)
     task.fold_in()
