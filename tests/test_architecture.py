@@ -61,7 +61,6 @@ IMPORTED_IN = {
     "matplotlib": {"outputs.scatter", "loop"},
     "polars": {"outputs.table"},
     "imagecodecs": {"image.jpeg"},
-    "gdcm": set(),  # pydicom finds it
     "skimage": set(),  # for benchmarks and tests only
     # not optional, but each has its room
     "onnxruntime": {"engine"},
@@ -71,7 +70,7 @@ IMPORTED_IN = {
     "nrrd": {"image.volume", "image.volume_header"},
     "tifffile": {"image.raster"},
 }
-OPTIONAL = {"torch", "lightning", "jaxtyping", "onnxscript", "onnx", "matplotlib", "polars", "imagecodecs", "gdcm"}
+OPTIONAL = {"torch", "lightning", "jaxtyping", "onnxscript", "onnx", "matplotlib", "polars", "imagecodecs"}
 
 # House rule 2: the only modules that open, read or write files, and what.
 TOUCHES_FILES = {

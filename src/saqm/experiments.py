@@ -23,7 +23,7 @@ from saqm.modelfile import Architecture as HeaderArchitecture
 from saqm.modelfile import Domain, ModelHeader, PreparationPolicy, ScoreScale, Training
 from saqm.network import SAQM
 from saqm.outputs.predictions import mean_of_seeds, write_predictions
-from saqm.pretrain import PretrainConfig, Version, pretrain
+from saqm.pretrain import TWO_STAGES, PretrainConfig, Version, pretrain
 from saqm.recipes import Recipe, changed_by, read_recipe
 from saqm.train import adopt_towers, make_ladders, predict, read_samples, read_versions, train
 from saqm.writing import replacing
@@ -252,7 +252,7 @@ def pretrain_command(
     """
     import tomllib
 
-    config = PretrainConfig()
+    config = TWO_STAGES
     if recipe is not None:
         try:
             changes = tomllib.loads(Path(recipe).read_text(encoding="utf-8"))
@@ -311,7 +311,7 @@ def cross_validate_command(
 ) -> Evaluation:
     """`saqm evaluate --folds`: out-of-fold predictions of a recipe and their evaluation; OUT/predictions.csv."""
     chosen = read_recipe(recipe)
-    pretraining = PretrainConfig() if chosen.teaching.trains == "heads" else None
+    pretraining = TWO_STAGES if chosen.teaching.trains == "heads" else None
     with tempfile.TemporaryDirectory() as scratch:
         made = run_folds(
             manifest, chosen, pretraining,

@@ -118,7 +118,12 @@ def fit(
         log = _resume(folder, task, optimiser, parameters, fingerprint)
     started = len(log)
     norms: list[float] = [entry["feature_norm"] for entry in log[:WARM_UP_STEPS]]
-    journal = None if folder is None else (folder / "log.jsonl").open("w" if not started else "a", encoding="utf-8")
+    writes = folder is not None and fabric.is_global_zero  # of many devices, one keeps the run
+    journal = (
+        None
+        if not writes or folder is None
+        else (folder / "log.jsonl").open("w" if not started else "a", encoding="utf-8")
+    )
     try:
         for number in range(started, task.steps):
             began = time.perf_counter()
@@ -139,8 +144,11 @@ def fit(
             log.append(entry)
             if journal is not None:
                 journal.write(json.dumps({**entry, "seconds": round(time.perf_counter() - began, 4)}) + "\n")
-            if folder is not None and ((number + 1) % config.checkpoint_every == 0 or number + 1 == task.steps):
-                assert journal is not None
+            if (
+                journal is not None
+                and folder is not None
+                and ((number + 1) % config.checkpoint_every == 0 or number + 1 == task.steps)
+            ):
                 journal.flush()
                 _save(folder, task, optimiser, fingerprint, number + 1)
             if on_step is not None:
@@ -199,9 +207,8 @@ def _fabric(config: LoopConfig) -> Any:
             raise TrainingError("precision='bf16': a trial of its kernels failed on this machine; use precision='32'")
         precision = "32"
     name = "32-true" if precision == "32" else "bf16-mixed"
-    logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(
-        logging.WARNING
-    )  # it announces the precision, as our log does
+    for package in ("fabric", "pytorch"):  # they announce the precision on stderr
+        logging.getLogger(f"lightning.{package}.utilities.rank_zero").setLevel(logging.WARNING)
     fabric = Fabric(accelerator=config.accelerator, devices=config.devices, precision=name)
     fabric.launch()
     return fabric

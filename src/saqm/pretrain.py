@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +64,20 @@ class PretrainConfig:
     makers: float = 1.0
     degraded: float = 0.2
     blended: float = 0.1
+    then: PretrainConfig | None = None  # another stage, which goes on from the towers of this one
+
+
+# What ships: first everything, degraded copies and blends among it; then, at a lower rate, nearly the pictures alone
+TWO_STAGES = PretrainConfig(
+    then=PretrainConfig(
+        loop=replace(PretrainConfig().loop, learning_rate=2e-3),
+        steps=900,
+        images_per_step=64,
+        windows_per_image=2,
+        degraded=0.1,
+        blended=0.0,
+    )
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +93,9 @@ class Version:
 class PretrainTask:
     """Windows of many images with their dense labels, as a task for `saqm.loop.fit`."""
 
-    def __init__(self, versions: Sequence[Version], config: PretrainConfig, *, seed: int) -> None:
+    def __init__(
+        self, versions: Sequence[Version], config: PretrainConfig, *, seed: int, start: SAQM | None = None
+    ) -> None:
         if config.preparation.channels != "bands" or config.preparation.patch != PATCH_SIDE:
             raise TrainingError("pre-training teaches bands of 32x32 windows; use channels='bands', patch=32")
         self.config, self.steps = config, config.steps
@@ -106,6 +122,8 @@ class PretrainTask:
         self._makers = [-1 if v.maker is None else makers.index(v.maker) for v in kept]
         self._relatives = [[j for j, w in enumerate(kept) if w.scene is not None and w.scene == v.scene] for v in kept]
         network = SAQM(config.architecture, seed=seed).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if start is not None:
+            network.load_state_dict(start.state_dict())
         generator = torch.Generator().manual_seed(seed)
         wide = config.architecture.features
         probe = nn.Sequential(nn.Linear(wide, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, STATISTICS + DIFFERENCES))
@@ -215,15 +233,21 @@ def pretrain(
     *,
     seed: int,
     folder: Path | None = None,
+    start: SAQM | None = None,
     on_step: Callable[[int, int, Mapping[str, float]], None] | None = None,
 ) -> tuple[SAQM, Log]:
-    """Towers taught on dense labels, and the log. The heads of the network are untrained.
+    """Towers taught on dense labels, from `start` or from scratch, and the log. The heads of the network are untrained.
 
     Raises NotScorable when no image has a judged window, TrainingError as `saqm.loop.fit`.
     """
-    task = PretrainTask(versions, config, seed=seed)
+    task = PretrainTask(versions, config, seed=seed, start=start)
     log = fit(task, config.loop, seed=seed, folder=folder, on_step=on_step)
-    return task.network.eval(), log
+    towers = task.network.eval()
+    if config.then is None:
+        return towers, log
+    further = None if folder is None else folder / "then"
+    towers, more = pretrain(versions, config.then, seed=seed, folder=further, start=towers, on_step=on_step)
+    return towers, [*log, *({**entry, "step": entry["step"] + len(log)} for entry in more)]
 
 
 def judged_corners(image: Image, preparation: Preparation, stride: int) -> NDArray[np.int_]:

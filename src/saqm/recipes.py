@@ -78,8 +78,8 @@ TARGET_ONLY = Recipe(
     architecture=SLIM,
     preparation=Preparation(),
     teaching=Teaching(
-        loss="smooth-l1", level="image", order=1.0, ladders=1.0, trains="heads", features="bf16",
-        epochs=120, images_per_step=32, windows_per_image=96,
+        loss="smooth-l1", level="image", order=1.0, ladders=0.3, trains="heads", features="bf16",
+        epochs=60, images_per_step=32, windows_per_image=96,
         loop=LoopConfig(learning_rate=3e-3, optimiser="adamw", weight_decay=1e-2, schedule="one-cycle"),
     ),
 )  # fmt: skip

@@ -107,7 +107,7 @@ class OpinionTask:
             per_image = _distance(logit_IWM[:images], truth_I[:, None, None], teaching.loss).mean((1, 2))
         else:
             per_image = _distance(score_IM[:images].logit(1e-6), truth_I[:, None], teaching.loss).mean(1)
-        loss = (weight_I * per_image).sum() / weight_I.sum()
+        loss = (weight_I * per_image).sum() / weight_I.sum().clamp(min=1e-6)  # all weights may be 0
         logs = {"opinion": float(loss.detach())}
         if teaching.order:
             worse, better = self._ordered_pairs(index, truth_I)
