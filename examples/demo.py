@@ -9,25 +9,23 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image as pillow
 from pydicom.data import get_testdata_file
 from rich.console import Console
-from scipy import ndimage
 
 import saqm
 from saqm.batch import Settings, score_many
+from saqm.degradations import DEGRADATIONS
 from saqm.image import Image, from_array
 from saqm.outputs.heatmap import save_heatmap, save_mask_picture
 from saqm.outputs.table import save_records, table
+from saqm.patches import luminance
 from saqm.scorer import ModelScorer, score_and_map
 
 FILES = {
@@ -45,42 +43,21 @@ LADDER_FILE = "J2K_pixelrep_mismatch.dcm"
 SEED = 7  # of the noise
 MAP_RUNG = 3  # of the noise ladder, shown beside the untouched slice
 
-Grey = NDArray[np.float32]  # (H, W), 0 to 1
-
 
 @dataclass(frozen=True)
 class Ladder:
-    """One way to make a picture worse: what its numbers mean, and the numbers, from nothing to much."""
+    """One way to make a picture worse (a name of `saqm.degradations`): what its numbers mean, from nothing to much."""
 
     name: str
     unit: str
     strengths: tuple[float, ...]
-    apply: Callable[[Grey, float], Grey]
-
-
-def add_noise(pixels: Grey, strength: float) -> Grey:
-    return pixels + np.random.default_rng(SEED).normal(0, strength / 255, pixels.shape).astype(np.float32)
-
-
-def blur(pixels: Grey, sigma: float) -> Grey:
-    return ndimage.gaussian_filter(pixels, sigma)
-
-
-def compress(pixels: Grey, loss: float) -> Grey:
-    stream = io.BytesIO()
-    pillow.fromarray(np.rint(pixels * 255).astype(np.uint8)).save(stream, "JPEG", quality=round(100 - loss))
-    return np.asarray(pillow.open(stream), np.float32) / 255
-
-
-def denoise(pixels: Grey, side: float) -> Grey:
-    return ndimage.median_filter(pixels, round(side))
 
 
 LADDERS = (
-    Ladder("noise", "standard deviation, grey levels of 255", (0, 5, 10, 20, 40, 80), add_noise),
-    Ladder("blur", "sigma of the Gaussian, pixels", (0, 0.5, 1, 2, 4, 8), blur),
-    Ladder("compression", "JPEG, 100 - quality", (0, 50, 70, 85, 92, 97), compress),
-    Ladder("denoising", "side of the median filter, pixels", (0, 3, 5, 7, 11, 15), denoise),
+    Ladder("noise", "standard deviation, grey levels of 255", (0, 5, 10, 20, 40, 80)),
+    Ladder("blur", "sigma of the Gaussian, pixels", (0, 0.5, 1, 2, 4, 8)),
+    Ladder("compression", "JPEG, 100 - quality", (0, 50, 70, 85, 92, 97)),
+    Ladder("median", "denoising: side of the median filter, pixels", (0, 3, 5, 7, 11, 15)),
 )
 
 
@@ -124,8 +101,8 @@ def score_ladders(image: Image, scorer: ModelScorer) -> list[tuple[Ladder, float
 
 def degraded(image: Image, ladder: Ladder, strength: float) -> Image:
     """The slice made worse, as it would be shown; the same pixels are judged as in the untouched one."""
-    pixels = image.pixels if strength == 0 else np.clip(ladder.apply(image.pixels, strength), 0, 1)
-    return from_array(pixels, modality=image.modality, mask=image.mask)
+    grey = DEGRADATIONS[ladder.name](luminance(image), strength, np.random.default_rng(SEED))
+    return from_array(grey, value_range=(0, 255), modality=image.modality, mask=image.mask)
 
 
 def save_ladder(rows: list[tuple[Ladder, float, float]], out: Path) -> None:

@@ -118,12 +118,9 @@ def fit(
         log = _resume(folder, task, optimiser, parameters, fingerprint)
     started = len(log)
     norms: list[float] = [entry["feature_norm"] for entry in log[:WARM_UP_STEPS]]
-    writes = folder is not None and fabric.is_global_zero  # of many devices, one keeps the run
-    journal = (
-        None
-        if not writes or folder is None
-        else (folder / "log.jsonl").open("w" if not started else "a", encoding="utf-8")
-    )
+    journal = None
+    if folder is not None and fabric.is_global_zero:  # of many devices, one keeps the run
+        journal = (folder / "log.jsonl").open("a" if started else "w", encoding="utf-8")
     try:
         for number in range(started, task.steps):
             began = time.perf_counter()
@@ -144,11 +141,8 @@ def fit(
             log.append(entry)
             if journal is not None:
                 journal.write(json.dumps({**entry, "seconds": round(time.perf_counter() - began, 4)}) + "\n")
-            if (
-                journal is not None
-                and folder is not None
-                and ((number + 1) % config.checkpoint_every == 0 or number + 1 == task.steps)
-            ):
+            due = (number + 1) % config.checkpoint_every == 0 or number + 1 == task.steps
+            if folder is not None and journal is not None and due:
                 journal.flush()
                 _save(folder, task, optimiser, fingerprint, number + 1)
             if on_step is not None:
@@ -156,6 +150,7 @@ def fit(
     finally:
         if journal is not None:
             journal.close()
+        task.module.to("cpu")  # scoring and writing are done there
     return log
 
 

@@ -150,11 +150,13 @@ class PretrainTask:
     def loss(self, step: int, rng: np.random.Generator) -> Step:  # noqa: ARG002  every step is alike
         config = self.config
         window_BHW, twin_BHW, has_twin_B, maker_B = self._draw(rng)
-        with torch.autocast(window_BHW.device.type, enabled=False):  # labels are never rounded to bfloat16
+        with torch.autocast("cpu", enabled=False):  # labels are made on the CPU and never rounded to bfloat16
             bands = band_planes(window_BHW)
             truth_BS = torch.cat([statistics(window_BHW, bands), differences(bands, band_planes(twin_BHW))], 1)
-            truth_BS = self.module["scaler"](truth_BS)
-        feature_BD = self.network.embed(network_input(bands))
+        device = self.network.gamma.device
+        truth_BS = self.module["scaler"](truth_BS.to(device))
+        has_twin_B, maker_B = has_twin_B.to(device), maker_B.to(device)
+        feature_BD = self.network.embed(network_input(bands).to(device))
         guess_BS = self.module["probe"](feature_BD).float()
         own = F.smooth_l1_loss(guess_BS[:, :STATISTICS], truth_BS[:, :STATISTICS])
         loss, logs = config.statistics * own, {"statistics": float(own.detach())}

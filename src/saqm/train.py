@@ -101,8 +101,9 @@ class OpinionTask:
         images = len(index)
         logit_IWM, share_IW = _by_image(output, images + sum(map(len, rungs)))
         score_IM = (share_IW[..., None] * logit_IWM.sigmoid()).sum(1)
-        truth_I = torch.tensor([self._samples[i].score for i in index])
-        weight_I = torch.tensor([self._samples[i].weight for i in index])
+        device = score_IM.device
+        truth_I = torch.tensor([self._samples[i].score for i in index], device=device)
+        weight_I = torch.tensor([self._samples[i].weight for i in index], device=device)
         if teaching.level == "window":
             per_image = _distance(logit_IWM[:images], truth_I[:, None, None], teaching.loss).mean((1, 2))
         else:
@@ -160,6 +161,7 @@ class OpinionTask:
         return taken
 
     def _run(self, inputs: Tensor) -> Output:
+        inputs = inputs.to(next(self._module.parameters()).device)
         if self._frozen:
             return self.network.judge(inputs)
         return self.network(inputs.contiguous(memory_format=torch.channels_last))  # type: ignore[no-any-return]
