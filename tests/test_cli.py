@@ -527,7 +527,7 @@ def test_training_without_its_extra_names_the_install_line(saqm: Saqm, monkeypat
     from importlib import import_module as really
 
     def absent(name: str) -> object:
-        if name == "saqm.train":
+        if name == "saqm.experiments":
             raise ModuleNotFoundError("No module named 'torch'", name="torch")
         return really(name)
 

@@ -444,8 +444,8 @@ def test_towers_are_taught_with_a_broken_file_left_out_and_carry_heads(
         tmp_path / "towers", names, twins=tmp_path / "data" / "manifest.csv", recipe=pretrain_toml, say=said.append,
         on_step=lambda what, step, steps, logs: told.append((what, step, steps)),  # noqa: ARG005
     )  # fmt: skip
-    assert (result["images"], result["left_out"], result["steps"]) == (16, 1, 3)
-    assert told == [("towers", step, 3) for step in (1, 2, 3)]
+    assert (result["images"], result["left_out"], result["steps"]) == (16, 1, 6)  # two stages of three steps
+    assert told == [("towers", step, 3) for step in (1, 2, 3)] * 2
     (line,) = said
     assert line.startswith("left out: ")
     assert "broken.png" in line

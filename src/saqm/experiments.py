@@ -258,7 +258,7 @@ def pretrain_command(
             changes = tomllib.loads(Path(recipe).read_text(encoding="utf-8"))
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise TrainingError(f"{recipe}: cannot be read as a recipe: {error}") from error
-        config = changed_by(config, changes, recipe)
+        config = _in_every_stage(config, changes, recipe)
     _fresh(out / "run", resume)
     known = {row.path.resolve(): row for row in read_manifest(twins).rows} if twins is not None else {}
     versions, left_out = [], 0
@@ -390,6 +390,12 @@ def _fresh(folder: Path, resume: bool) -> None:
     """Refuse to run over what another run left, unless it is to go on. Raises TrainingError."""
     if not resume and folder.exists() and any(path.name != _ASKED for path in folder.iterdir()):
         raise TrainingError(f"{folder} holds another run; choose another --out, or --resume to go on with it")
+
+
+def _in_every_stage(config: PretrainConfig, changes: Mapping[str, Any], where: str) -> PretrainConfig:
+    """A file's changes, in this stage and in those that follow."""
+    changed: PretrainConfig = changed_by(config, changes, where)
+    return changed if config.then is None else replace(changed, then=_in_every_stage(config.then, changes, where))
 
 
 def _same_run(folder: Path, asked: Mapping[str, Any]) -> None:

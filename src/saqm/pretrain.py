@@ -123,6 +123,8 @@ class PretrainTask:
         self._relatives = [[j for j, w in enumerate(kept) if w.scene is not None and w.scene == v.scene] for v in kept]
         network = SAQM(config.architecture, seed=seed).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if start is not None:
+            if start.architecture != config.architecture:
+                raise TrainingError(f"towers of {start.architecture} cannot go on as {config.architecture}")
             network.load_state_dict(start.state_dict())
         generator = torch.Generator().manual_seed(seed)
         wide = config.architecture.features
