@@ -30,6 +30,7 @@ from saqm.export import export_onnx, load_network, save_network
 from saqm.loop import save_curve
 from saqm.manifest import Manifest, folds
 from saqm.modelfile import DEFAULT_MODEL, MODELS, ModelHeader, out_of_fold_path
+from saqm.network import multiply_accumulates
 from saqm.outputs.scatter import scatter
 from saqm.pretrain import TWO_STAGES
 from saqm.recipes import TARGET_ONLY
@@ -160,6 +161,7 @@ def package(study: Path, runs: Path, seconds: float) -> None:
     parts = (f"### New scenes\n\n{judged['scenes'].to_markdown()}", "![scatter](images/default_scenes.png)\n")
     more = f"### New scenes and new denoisers\n\n{judged['scenes_and_methods'].to_markdown()}"
     fill(ROOT / "docs" / "method.md", "\n".join([*parts, more]))
+    fill(ROOT / "docs" / "models.md", accuracy_table(judged["scenes"], full))
 
 
 def fill(page: Path, text: str) -> None:
@@ -194,6 +196,21 @@ def brief_table(judged: dict[str, Evaluation], record: dict[str, Any]) -> str:
             lines.append("| " + " | ".join(cells_) + " |")
     made = f"Made by `{record['command']}` at commit `{record['commit'][:10]}`, seed {record['seed']}"
     return "\n".join(lines) + f"\n\n{made}, on {record['machine']}; details in `benchmarks/results/`.\n"
+
+
+def accuracy_table(evaluation: Evaluation, header: ModelHeader) -> str:
+    """One measured model beside its cost, for docs/models.md; other members join when they are trained."""
+    lines = [
+        "| model | organ | SROCC, new scenes [95 % by scene] | G multiply-accumulates a window | MB |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    megabytes = (MODELS / f"{DEFAULT_MODEL}.onnx").stat().st_size / 1e6
+    giga = multiply_accumulates(TARGET_ONLY.architecture) / 1e9
+    for domain, found in shortly(evaluation).items():
+        low, high = found["interval"]
+        shown = f"{found['srocc']:.2f} [{low:.2f}, {high:.2f}]"
+        lines.append(f"| {header.name} {header.version} | {domain} | {shown} | {giga:.3f} | {megabytes:.1f} |")
+    return "\n".join(lines)
 
 
 def shortly(evaluation: Evaluation) -> dict[str, Any]:
