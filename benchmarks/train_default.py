@@ -51,7 +51,7 @@ LICENCE = (
 SUMMARY = (
     "Rates denoised CT slices of abdomen and head, windowed for display, as three radiologists rated contrast and "
     "structure. Not a medical device. Not for other modalities, for kernels or windows far from the study's, "
-    "nor as the only judge between denoisers it was not trained on."
+    "nor for ranking denoisers it was not trained on."
 )
 
 
