@@ -151,7 +151,7 @@ def package(study: Path, runs: Path, seconds: float) -> None:
     network, header = load_network(runs / "final" / f"{DEFAULT_MODEL}.safetensors")
     results = {name: shortly(evaluation) for name, evaluation in judged.items()}
     full = ModelHeader.model_validate(
-        {**header.model_dump(), "training": {**header.training.model_dump(), "results": results}}
+        {**header.model_dump(), "card": SUMMARY, "training": {**header.training.model_dump(), "results": results}}
     )
     save_network(network, full, MODELS / f"{DEFAULT_MODEL}.safetensors")
     export_onnx(network, full, MODELS / f"{DEFAULT_MODEL}.onnx")

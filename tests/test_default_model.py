@@ -133,6 +133,6 @@ def test_evaluate_prints_the_table_that_the_card_quotes(scorer: Scorer, ct_study
     card = read_card(DEFAULT_MODEL)
     for entry in recorded:
         if entry["name"] == "prediction":
-            found = evaluation.result(entry["domain"], scorer.name)
+            found = evaluation.result(entry["domain"])
             assert found.srocc == pytest.approx(entry["srocc"], abs=1e-9)
             assert f"{found.srocc:.3f}" in card
