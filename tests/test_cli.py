@@ -134,10 +134,11 @@ def test_json_has_the_whole_record(saqm: Saqm, ct: Path, toy_model: Path) -> Non
     assert "T" in json.loads(saqm("score", ct, "--model", toy_model, "--json", "--timestamp").out)[0]["created"]
 
 
-def test_the_table_can_be_asked_for(saqm: Saqm, ct: Path, toy_model: Path) -> None:
-    ran = saqm("score", ct, "--model", toy_model, "--format", "table")
+def test_the_table_can_be_asked_for(saqm: Saqm, ct: Path, toy_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ct.parent)  # a short name is not broken over lines
+    ran = saqm("score", ct.name, "--model", toy_model, "--format", "table")
     assert "judged" in ran.out.splitlines()[0]
-    assert "CT_small.dcm" in ran.out.replace("\n", "")
+    assert "CT_small.dcm" in ran.out
 
 
 def test_the_window_and_mask_asked_for_are_those_recorded(saqm: Saqm, ct: Path, toy_model: Path) -> None:

@@ -38,7 +38,7 @@ def test_the_demo_scores_real_files_and_a_ladder_and_says_what_to_look_at(demo: 
 
     with (out / "ladder.csv").open() as stream:
         ladder = list(csv.DictReader(stream))
-    assert {row["degradation"] for row in ladder} == {"noise", "blur", "compression", "denoising"}
+    assert {row["degradation"] for row in ladder} == {"noise", "blur", "compression", "median"}
     assert len({row["score"] for row in ladder if row["strength"] in ("0", "0.0")}) == 1  # all start untouched
 
     for name in ("ladder.png", "map.png"):

@@ -164,8 +164,9 @@ def test_the_whole_network_is_changed_where_all_is_trained() -> None:
     assert not network.training
 
 
-def test_folded_heads_judge_plain_features_as_the_heads_judged_standardised_ones() -> None:
-    network, samples = SAQM(TINY, seed=0), two_kinds()[:4]
+@pytest.mark.parametrize("hidden", [(16,), (8, 4), ()])
+def test_folded_heads_judge_plain_features_as_the_heads_judged_standardised_ones(hidden: tuple[int, ...]) -> None:
+    network, samples = SAQM(replace(TINY, hidden=hidden), seed=0), two_kinds()[:4]
     for parameter in network.heads.parameters():
         torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
     task = OpinionTask(network, samples, [], HEADS)

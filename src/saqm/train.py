@@ -135,8 +135,7 @@ class OpinionTask:
             return
         with torch.no_grad():
             for head in self.network.heads:
-                first = head.get_submodule("body.0")
-                assert isinstance(first, nn.Linear)
+                first = next(layer for layer in head.modules() if isinstance(layer, nn.Linear))
                 first.weight.div_(self._sd)
                 first.bias.sub_(first.weight @ self._mean)
 
