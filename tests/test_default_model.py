@@ -106,6 +106,13 @@ def test_files_are_small_and_say_what_they_are() -> None:
     assert "not a medical device" in read_card(DEFAULT_MODEL).lower()
 
 
+def test_files_hold_no_path_of_the_machine_that_made_them() -> None:
+    for form in ("onnx", "safetensors"):
+        data = open_model(DEFAULT_MODEL, form).read_bytes()  # type: ignore[arg-type]
+        assert b".py" not in data
+        assert b"/site-packages/" not in data
+
+
 @pytest.mark.slow
 def test_torch_and_onnx_engines_agree(normal_dose: list[Image]) -> None:
     torch_scorer, onnx_scorer = load_scorer(engine="torch"), load_scorer(engine="onnx")

@@ -70,9 +70,25 @@ def onnx_graph(network: SAQM) -> bytes:
                 verbose=False,
             )
             assert program is not None
-            return program.model_proto.SerializeToString()  # type: ignore[no-any-return, unused-ignore]
+            return _without_traces(program.model_proto)
     finally:
         quiet.setLevel(level)
+
+
+def _without_traces(proto: Any) -> bytes:
+    """The graph's bytes without the exporter's notes, which hold stack traces: the paths of whoever exported it."""
+    for part in (
+        proto,
+        proto.graph,
+        *proto.graph.node,
+        *proto.graph.value_info,
+        *proto.graph.input,
+        *proto.graph.output,
+    ):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    data: bytes = proto.SerializeToString()
+    return data
 
 
 def export_command(model: Path, *, to: str, out: Path | None) -> dict[str, Any]:
