@@ -131,6 +131,11 @@ def test_a_fold_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert {what for what, _, _ in told[2:]} == {"opinions"}
     monkeypatch.setattr(experiments, "build", never)
     assert finish_fold(manifest, fold, RECIPE, PRETRAINING, seed=3, folder=tmp_path / "fold") == found
+    with pytest.raises(TrainingError, match="holds a run with another seed"):
+        finish_fold(manifest, fold, RECIPE, PRETRAINING, seed=4, folder=tmp_path / "fold")
+    other = replace(RECIPE, teaching=replace(RECIPE.teaching, order=RECIPE.teaching.order + 1))
+    with pytest.raises(TrainingError, match="holds a run with another recipe"):
+        finish_fold(manifest, fold, other, PRETRAINING, seed=3, folder=tmp_path / "fold")
 
 
 def test_a_fold_whose_predictions_are_lost_is_predicted_anew_from_what_was_taught(tmp_path: Path) -> None:
@@ -180,7 +185,7 @@ def test_nothing_of_a_test_scene_is_trained_on(
     tested: list[list[Path]] = []
 
     def record(rows: Sequence[Row], *args: object, folder: Path, **kwargs: object) -> tuple[SAQM, Log]:  # noqa: ARG001
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         opened.append([row.path for row in rows])
         tested.append([])
         return SAQM(TINY, seed=0), []
@@ -224,7 +229,7 @@ def test_folds_are_the_same_for_every_seed(tmp_path: Path, monkeypatch: pytest.M
     manifest = made(tmp_path / "data")
 
     def untaught(*args: object, seed: int, folder: Path, **kwargs: object) -> tuple[SAQM, Log]:  # noqa: ARG001
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         return SAQM(TINY, seed=seed), []
 
     monkeypatch.setattr(experiments, "build", untaught)

@@ -83,9 +83,16 @@ def finish_fold(
     folder: Path,
     on_step: OnStep | None = None,
 ) -> dict[int, float]:
-    """Train on one side of a fold and predict the other: 0..1 by row index. Kept in `folder`, and done only once."""
+    """Train on one side of a fold and predict the other: 0..1 by row index. Kept in `folder`, and done only once.
+
+    Raises TrainingError where `folder` holds a fold of another recipe, pre-training, seed, manifest or division.
+    """
     train_rows = [manifest.rows[i] for i in fold.train]
     check_disjoint(train_rows, [manifest.rows[i] for i in fold.test])
+    _same_run(folder, {
+        "recipe": asdict(recipe), "pretraining": None if pretraining is None else asdict(pretraining), "seed": seed,
+        "manifest": manifest.sha256, "division": [fold.train, fold.test],
+    })  # fmt: skip
     done = folder / "predictions.json"
     if not done.is_file():
         network, _ = build(train_rows, manifest, recipe, pretraining, seed=seed, folder=folder, on_step=on_step)
