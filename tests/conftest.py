@@ -104,3 +104,15 @@ def toy_model(tmp_path: Path, header: ModelHeader, toy_onnx: Callable[..., bytes
 
     write_onnx(toy_onnx(), header, tmp_path / "toy.onnx")
     return tmp_path / "toy.onnx"
+
+
+@pytest.fixture
+def niqe_file(tmp_path: Path) -> Path:
+    """A parameter file of NIQE with made numbers: mean 0, covariance the identity."""
+    import numpy as np
+
+    from saqm.metrics.parameters import Parameters, save_parameters
+
+    made = Parameters("niqe", "niqe-toy", {"mean": np.zeros(36), "covariance": np.eye(36)}, version="0.1")
+    save_parameters(made, tmp_path / "niqe-toy.safetensors")
+    return tmp_path / "niqe-toy.safetensors"

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saqm.errors import NotScorable, SaqmError
-from saqm.image import Image, Source
-from saqm.patches import Preparation, coverage, cut, grid, luminance, planes, pool
+from saqm.image import Image, Source, from_array
+from saqm.patches import Preparation, coverage, cut, grey_levels, grid, luminance, planes, pool
 
 GRAY = Preparation(channels="gray")
 
@@ -109,6 +109,23 @@ def test_luminance_is_on_0_to_255_and_grey_stays_grey():
     np.testing.assert_allclose(luminance(picture(grey)), 255 * grey, rtol=1e-6)
     np.testing.assert_allclose(luminance(picture(np.repeat(grey[..., None], 3, 2))), 255 * grey, rtol=1e-5)
     assert luminance(picture(np.ones((4, 4)))).max() == 255
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 16, 3)])
+def test_an_8_bit_picture_comes_back_in_its_own_grey_levels(shape: tuple[int, ...]):
+    levels = np.random.default_rng(0).permutation(np.resize(np.arange(256), shape).ravel()).reshape(shape)
+    found = grey_levels(from_array(levels.astype(np.uint8)))
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, levels)
+
+
+def test_finer_pictures_keep_their_fractions():
+    levels = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    np.testing.assert_array_equal(grey_levels(from_array(levels)), levels / 257)  # 8 bits in 16
+    levels[3, 4] += 1  # one pixel between two levels of 8 bit: nothing is rounded
+    found = grey_levels(from_array(levels))
+    np.testing.assert_allclose(found, levels / 257, atol=1e-4)
+    assert found[3, 4] % 1 == pytest.approx(1 / 257, abs=1e-4)
 
 
 def test_mean_and_sd_are_taken_out_by_channel():

@@ -1,4 +1,4 @@
-"""Image -> windows -> pooled score: the one cutter, for training, scoring and maps.
+"""Image -> windows -> pooled score: the one cutter, for training, scoring and maps. And grey levels for the metrics.
 
 Axes: N windows, C channels (always 3, Table 1 row 1), H W image, P side of a window.
 """
@@ -24,6 +24,7 @@ Channels = Literal["gray", "rgb", "bands"]
 BINOMIAL = np.array([1, 4, 6, 4, 1], np.float32) / 16
 _FINE_SCALE, _MIDDLE_SCALE = 2.0, 4.0  # grey levels of 255 at which asinh turns from linear to logarithmic
 _SHADE_CENTRE, _SHADE_SCALE = 110.0, 70.0  # grey levels of 255
+_WHOLE = 1e-3  # grey levels of 255: float32 pixels of an 8-bit picture lie nearer to whole numbers than this
 MARGIN = 6  # pixels around a window that its bands see: two taps, and two taps dilated by two
 
 
@@ -74,11 +75,31 @@ class Windows:
 
 
 def luminance(image: Image) -> NDArray[np.float32]:
-    """BT.601 luminance on 0..255, (H, W), not rounded: the one place that knows [0, 255]."""
+    """BT.601 luminance on 0..255, (H, W), not rounded; with `grey_levels` the only place that knows [0, 255]."""
     pixels = image.pixels
     if pixels.ndim == 3:
         pixels = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
     return np.asarray(pixels * np.float32(255), np.float32)
+
+
+def grey_levels(image: Image) -> NDArray[np.float64]:
+    """The pixels on 0..255 as the classical metrics take them, float64 (H, W) or (H, W, 3).
+
+    An 8-bit picture comes back in its own whole numbers: where every pixel lies within 1e-3 of one, all are rounded.
+    """
+    levels = np.multiply(image.pixels, 255.0, dtype=np.float64)
+    whole = np.rint(levels)
+    off = levels - whole
+    return whole if max(off.max(), -off.min()) <= _WHOLE else levels
+
+
+def refuse_blank(pixels: NDArray[np.floating], mask: NDArray[np.bool_]) -> None:
+    """Raise NotScorable where nothing is judged, or every judged pixel is the same; pixels (H, W) or (H, W, 3)."""
+    if not mask.any():
+        raise NotScorable("nothing to judge: the mask is empty")
+    inside = pixels[mask]
+    if not np.ptp(inside, axis=0).any():  # per channel: one plain colour is constant, too
+        raise NotScorable(f"constant image: every judged pixel is {np.array2string(inside[0], precision=4)}")
 
 
 def planes(image: Image, preparation: Preparation) -> NDArray[np.float32]:
@@ -136,11 +157,7 @@ def cut(image: Image, preparation: Preparation, stride: int | None = None) -> Wi
         raise NotScorable(f"image of {height}x{width} pixels is smaller than one {patch}x{patch} window")
     positions = grid(height, width, patch, stride)
     judged = positions[coverage(image.mask, positions, patch) >= preparation.min_coverage]
-    if not image.mask.any():
-        raise NotScorable("nothing to judge: the mask is empty")
-    inside = image.pixels[image.mask]
-    if not np.ptp(inside, axis=0).any():  # per channel: one plain colour is constant, too
-        raise NotScorable(f"constant image: every judged pixel is {np.array2string(inside[0], precision=4)}")
+    refuse_blank(image.pixels, image.mask)
     if not len(judged):
         raise NotScorable(
             f"nothing to judge: no {patch}x{patch} window lies at least {preparation.min_coverage:.0%} inside the mask "

@@ -5,30 +5,40 @@ Axes: N windows, H W image.
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saqm import __version__
 from saqm.engine import Engine, EngineName, load_engine
-from saqm.errors import SaqmError
+from saqm.errors import ModelFileError, SaqmError
 from saqm.image import Image
-from saqm.modelfile import DEFAULT_MODEL, ModelHeader, ScoreScale, open_model
-from saqm.patches import Preparation, Windows, cut, pool
+from saqm.modelfile import DEFAULT_MODEL, ModelHeader, ScoreScale, open_model, read_model, shipped
+from saqm.patches import Preparation, Windows, cut, grey_levels, pool, refuse_blank
+
+if TYPE_CHECKING:
+    from saqm.metrics import Metric
+    from saqm.metrics.parameters import Parameters
 
 SOFTWARE = f"saqm {__version__}"
+ALL = "all"  # in place of names: every shipped model and every metric
+FLAT = (
+    0.1  # share of flat pixels from which the trained metrics are not to be relied on; Mittal's statistics need texture
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """One image's score and how it was made (contract 4.4). Holds no patient names.
 
-    score: 0 to 100, higher is better, None if not scored; score_raw: on the model's own scale.
+    score: 0 to 100, higher is better; None if not scored, and for a metric, which keeps its own scale.
+    score_raw: on the model's or the metric's own scale; which direction is better, a metric says in `model`.
     """
 
     path: str
@@ -44,7 +54,7 @@ class Score:
     out_of_domain: Mapping[str, object] | None = None
     verdict: Literal["pass", "review", "fail"] | None = None
     reasons: tuple[str, ...] = ()
-    model: Mapping[str, str] | None = None  # name, version, sha256 (of the file), engine
+    model: Mapping[str, str] | None = None  # name, version, sha256 (of the file), engine; of a metric more
     preparation: Mapping[str, object] | None = None
     patches: Mapping[str, int] | None = None  # used, masked
     warnings: tuple[str, ...] = ()
@@ -76,7 +86,7 @@ class QualityMap:
 
 
 class Scorer(Protocol):
-    """Anything that rates images: a model, or a metric with its calibration."""
+    """Anything that rates images: a model, or a metric with its parameters."""
 
     @property
     def name(self) -> str: ...
@@ -105,6 +115,21 @@ class ModelScorer:
     @property
     def header(self) -> ModelHeader:
         return self.engine.header
+
+    @property
+    def trained_on(self) -> frozenset[str]:
+        """SHA-256 of the files that the model was trained on."""
+        return frozenset(self.header.training.images_sha256)
+
+    @property
+    def model(self) -> dict[str, str]:
+        """What the records say of the model."""
+        return {
+            "name": self.header.name,
+            "version": self.header.version,
+            "sha256": self.engine.sha256,
+            "engine": self.engine.name,
+        }
 
     def rate(self, image: Image, stride: int | None = None) -> Score:
         """The image's score. Raises NotScorable."""
@@ -142,12 +167,7 @@ class ModelScorer:
             status="scored",
             score=clipped,
             score_raw=raw,
-            model={
-                "name": header.name,
-                "version": header.version,
-                "sha256": self.engine.sha256,
-                "engine": self.engine.name,
-            },
+            model=self.model,
             preparation=_preparation_record(image, header, judged.stride),
             patches={"used": len(judged.windows), "masked": judged.windows.total - len(judged.windows)},
             warnings=tuple(warnings),
@@ -172,26 +192,248 @@ class ModelScorer:
             warnings.append(f"modality unknown: the model was trained on {trained}")
         elif image.modality not in domain.modalities:
             warnings.append(f"outside the model's domain: modality {image.modality} (trained on {trained})")
-        if image.source.sha256 in self.header.training.images_sha256:
+        if image.source.sha256 in self.trained_on:
             warnings.append("the model was trained on this very picture: its score is no test of the model")
         return warnings
 
 
+@dataclass(frozen=True, eq=False)
+class MetricScorer:
+    """A classical metric as a scorer. It has no 0..100: `score` is None, `score_raw` the metric's own value.
+
+    parameters: of a trained metric, else None. name: "niqe", or "niqe:niqe-ct" with other parameters than its default.
+    """
+
+    metric: Metric
+    parameters: Parameters | None
+    name: str
+
+    @property
+    def trained_on(self) -> frozenset[str]:
+        """SHA-256 of the files that the parameters were fitted on."""
+        return frozenset() if self.parameters is None else frozenset(self.parameters.provenance.images_sha256)
+
+    @property
+    def model(self) -> dict[str, str]:
+        """What the records say of the metric."""
+        if self.parameters is None:
+            version = {"version": __version__}
+        else:
+            version = {"version": self.parameters.version or "not said", "sha256": self.parameters.sha256}
+        return {
+            "name": self.name,
+            **version,
+            "engine": "numpy",
+            "direction": self.metric.direction,
+            "definition": self.metric.exact,
+        }
+
+    def rate(self, image: Image, stride: int | None = None) -> Score:
+        """The image's value on the metric's own scale. Raises NotScorable, and SaqmError for a stride."""
+        if stride is not None:
+            raise SaqmError(f"{self.name} judges the picture as a whole: it has no windows, so leave the stride out")
+        levels, mask, snapped = metric_input(image)
+        snap = {"snap": snapped} if self.metric.takes_snap else {}
+        given = () if self.parameters is None else (self.parameters,)
+        value = self.metric.function(levels, *given, mask=mask, **snap, **self.metric.options)
+        if not math.isfinite(value):
+            raise SaqmError(f"{self.name} gave {value} where it should have refused: a fault of saqm, please report it")
+        flat = self._flat_fraction(levels, mask)
+        return Score(
+            **_identity(image),
+            status="scored",
+            score_raw=float(value),
+            model=self.model,
+            preparation={
+                **_done(image),
+                "snap": snap.get("snap"),
+                "flat_fraction": flat,
+                "parameters": None if self.parameters is None else self.parameters.name,
+                "options": self.metric.options,
+            },
+            warnings=(*image.source.warnings, *self._warnings(image, flat)),
+        )
+
+    def _flat_fraction(self, levels: NDArray[np.float64], mask: NDArray[np.bool_] | None) -> float | None:
+        """The share of the judged pixels without any texture, of a trained metric; the others do not mind."""
+        if self.parameters is None:
+            return None
+        from saqm.metrics import flat_fraction
+
+        return float(flat_fraction(levels, mask))
+
+    def _warnings(self, image: Image, flat: float | None) -> list[str]:
+        warnings = []
+        if flat is not None and flat > FLAT:
+            warnings.append(f"{flat:.0%} of what is judged is flat: {self.metric.title} is made for textured pictures")
+        if self.metric.exact == "reconstruction":
+            warnings.append(f"{self.metric.title} is a reconstruction, not its authors' code")
+        if self.parameters is not None and not self.parameters.official:
+            warnings.append(f"parameters {self.parameters.name} are not the authors' own")
+        if image.source.sha256 in self.trained_on:
+            warnings.append("the parameters were fitted on this very picture: its value is no test of the metric")
+        return warnings
+
+
+AnyScorer = ModelScorer | MetricScorer
+
+
+def metric_input(image: Image) -> tuple[NDArray[np.float64], NDArray[np.bool_] | None, bool]:
+    """What a metric is given of an image: pixels on 0..255, the mask (None: all is judged), and whether to snap.
+
+    Medical pictures, and those with a mask, are snapped: their flat areas would make the value depend on rounding. A
+    whole photograph is judged as the authors' release does. Raises NotScorable for an empty mask or a constant image.
+    """
+    levels, mask = grey_levels(image), None if image.mask.all() else image.mask
+    refuse_blank(levels, image.mask)
+    return levels, mask, image.modality is not None or mask is not None
+
+
+@overload
+def load_scorer(
+    name_or_file: Path | None = None, *, engine: EngineName = "auto", threads: int | None = None
+) -> ModelScorer:
+    """The default, or a model file."""
+
+
+@overload
+def load_scorer(
+    name_or_file: str | Path | None, *, engine: EngineName = "auto", threads: int | None = None
+) -> AnyScorer:
+    """Whatever a name stands for."""
+
+
 def load_scorer(
     name_or_file: str | Path | None = None, *, engine: EngineName = "auto", threads: int | None = None
-) -> ModelScorer:
-    """A shipped model by name (None: the default), or a model file, ready to score.
+) -> AnyScorer:
+    """A shipped model by name (None: the default), a model file, or a metric, ready to score.
 
-    `threads` for one run of the engine, None for as many as there are cores. Raises ModelFileError.
+    A trained metric is followed by its parameters: "niqe" (its default), "niqe:niqe-ct" or for short "niqe:ct", and
+    "niqe:FILE". `engine` and `threads` (of one run; None: as many as there are cores) are for models.
+    Raises ModelFileError, which lists the names there are.
     """
-    path = open_model(name_or_file or DEFAULT_MODEL, "safetensors" if engine == "torch" else "onnx")
+    asked = DEFAULT_MODEL if name_or_file is None else name_or_file
+    if isinstance(asked, str) and asked not in shipped():
+        if found := metric_named(asked):
+            return _metric_scorer(*found)
+        if _is_bare(asked):
+            raise ModelFileError(_no_such_scorer(asked))
+    path = open_model(asked, "safetensors" if engine == "torch" else "onnx")
     return ModelScorer(load_engine(path, engine, threads))
 
 
-def score(image: Image, scorer: Scorer, *, stride: int | None = None) -> Score:
-    """Score an image: 0 to 100, higher is better. Same image, same scorer: same bits. Raises NotScorable.
+def scorer_names(text: str) -> tuple[str, ...]:
+    """The names in "brisque,niqe:ct,saqm-ct"; "all" stands for every shipped model and every metric.
 
-    `stride` in pixels overrides the model's own: smaller looks more closely and takes longer.
+    A comma inside the name of a file that is there does not count. Raises SaqmError for a name given twice, or none.
+    """
+    if text == ALL:
+        from saqm.metrics import METRICS
+
+        return (*shipped(), *METRICS)
+    names = (text,) if Path(text).is_file() else tuple(part.strip() for part in text.split(","))
+    if not all(names):
+        raise SaqmError(f"{text!r}: a name is missing; separate names by single commas")
+    if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
+        raise SaqmError(f"{text!r}: {twice} is there twice")
+    return names
+
+
+def metric_named(name: str) -> tuple[Metric, str | None] | None:
+    """The metric that "niqe" or "niqe:ct" names, and its parameters, a shipped name or a file; None for a model's name.
+
+    Raises ModelFileError where the metric has no such parameters, or none at all.
+    """
+    from saqm.metrics import METRICS
+
+    word, colon, asked = name.partition(":")
+    if word not in METRICS:
+        return None
+    metric = METRICS[word]
+    if not colon:
+        return metric, metric.default
+    if metric.parameters is None:
+        raise ModelFileError(f"{name}: {word} has no parameters; leave ':{asked}' out")
+    from saqm.metrics.parameters import shipped_parameters
+
+    own = parameters_for(metric)
+    short = {each.removeprefix(f"{metric.parameters}-"): each for each in own}
+    if asked not in (*shipped_parameters(), *short) and _is_bare(asked):
+        raise ModelFileError(
+            f"no parameters {asked!r} for {word}: shipped are {', '.join(own) or 'none'}"
+            f"{_nearest(asked, (*own, *short))}; or give a .safetensors file"
+        )
+    return metric, short.get(asked, asked)
+
+
+def parameters_for(metric: Metric) -> tuple[str, ...]:
+    """Names of the shipped parameters that the metric can be given."""
+    from saqm.metrics.parameters import shipped_parameters
+
+    return tuple(name for name in shipped_parameters() if name.startswith(f"{metric.parameters}-"))
+
+
+def shipped_files() -> tuple[str, ...]:
+    """Names of the model and parameter files that come with the package, as `file_sha256` takes them."""
+    from saqm.metrics.parameters import shipped_parameters
+
+    return (*shipped(), *shipped_parameters())
+
+
+def file_sha256(name: str) -> str:
+    """SHA-256 of a model file, or of a metric's parameter file, once it is verified. Raises ModelFileError."""
+    from saqm.metrics.parameters import load_parameters, shipped_parameters
+
+    if name in shipped_parameters():
+        return load_parameters(name).sha256
+    found = metric_named(name)
+    if found is None:
+        return read_model(open_model(name)).sha256
+    parameters = _metric_scorer(*found).parameters
+    if parameters is None:
+        raise ModelFileError(f"{name}: has no parameters, so there is no file to verify")
+    return parameters.sha256
+
+
+def _metric_scorer(metric: Metric, chosen: str | None) -> MetricScorer:
+    if metric.parameters is None or chosen is None:
+        return MetricScorer(metric, None, metric.name)
+    from saqm.metrics.parameters import load_parameters
+
+    parameters = load_parameters(chosen)
+    parameters.expect(metric.parameters)
+    is_default = chosen == metric.default
+    return MetricScorer(metric, parameters, metric.name if is_default else f"{metric.name}:{parameters.name}")
+
+
+def _is_bare(text: str) -> bool:
+    """Whether the text is a name and not a file's path."""
+    path = Path(text)
+    return not text or (path.name == text and not path.suffix and not path.exists())
+
+
+def _no_such_scorer(name: str) -> str:
+    from saqm.metrics import METRICS
+    from saqm.metrics.parameters import shipped_parameters
+
+    models = ", ".join(shipped()) or "none"
+    near = _nearest(name, (*shipped(), *METRICS, *(each.replace("-", ":", 1) for each in shipped_parameters())))
+    return (
+        f"no model {name!r}: shipped are {models}; metrics are {', '.join(METRICS)}{near}; "
+        "or give a .onnx or .safetensors file"
+    )
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name.lower(), list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def score(image: Image, scorer: Scorer, *, stride: int | None = None) -> Score:
+    """Score an image: 0 to 100, higher is better; a metric keeps its own scale. Same image, same scorer: same bits.
+
+    `stride` in pixels overrides the model's own: smaller looks more closely and takes longer. Raises NotScorable, and
+    SaqmError for a stride where the scorer has no windows.
     """
     return scorer.rate(image, stride)
 
@@ -208,11 +450,19 @@ def score_and_map(image: Image, scorer: Scorer, *, stride: int | None = None) ->
     return scorer.rate_and_map(image, stride)
 
 
-def not_scored(path: str | Path, reason: str, image: Image | None = None, *, frame: int | None = None) -> Score:
-    """The row of a file, or of a frame of it, that has no score, with the reason."""
+def not_scored(
+    path: str | Path,
+    reason: str,
+    image: Image | None = None,
+    *,
+    frame: int | None = None,
+    model: Mapping[str, str] | None = None,
+) -> Score:
+    """The row of a file, or of a frame of it, that has no score, with the reason; `model` is who was to score it."""
     if image is None:
-        return Score(path=str(path), frame=frame, status="not_scored", reasons=(reason,))
-    return Score(**_identity(image), status="not_scored", reasons=(reason,), warnings=image.source.warnings)
+        return Score(path=str(path), frame=frame, status="not_scored", reasons=(reason,), model=model)
+    identity = _identity(image)
+    return Score(**identity, status="not_scored", reasons=(reason,), model=model, warnings=image.source.warnings)
 
 
 def preparation_of(header: ModelHeader) -> Preparation:
@@ -239,15 +489,14 @@ def _identity(image: Image) -> dict[str, Any]:
 
 def _preparation_record(image: Image, header: ModelHeader, stride: int) -> dict[str, object]:
     """The model's preparation, with what was really done to this picture in place of the policies in words."""
+    return {**header.preparation.model_dump(), "stride": stride, **_done(image)}
+
+
+def _done(image: Image) -> dict[str, object]:
+    """What was done to this picture before it came to the scorer."""
     steps = [{"step": step.name, **step.details} for step in image.source.steps]
     done = {name: next((step for step in steps if step["step"] == name), None) for name in ("window", "mask")}
-    return {
-        **header.preparation.model_dump(),
-        "stride": stride,
-        **done,
-        "judged_share": image.judged_share,
-        "steps": steps,
-    }
+    return {**done, "judged_share": image.judged_share, "steps": steps}
 
 
 def _plain(value: object) -> object:
