@@ -14,9 +14,12 @@ from PIL import Image as pillow
 from pydicom.data import get_testdata_file
 
 import saqm.batch
+import saqm.image
+import saqm.metrics
 from saqm.batch import PENDING_PER_JOB, Journal, Record, Settings, map_name, score_journaled, score_many
 from saqm.errors import ModelFileError, OutputError, SaqmError
 from saqm.image import read_image
+from saqm.outputs.table import read_records, save_records
 from saqm.scorer import load_scorer, score
 
 
@@ -227,3 +230,136 @@ def test_the_journal_has_each_file_before_its_rows_are_given_out(
 def test_a_journal_that_cannot_be_written_says_so(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written: No such file"):
         Journal(tmp_path / "nowhere" / "x.csv", settings, resume=False)
+
+
+# Several models
+
+
+@pytest.fixture
+def several(toy_model: Path, niqe_file: Path) -> Settings:
+    """A model, a metric that finds these pictures too small, and one that judges them."""
+    return Settings(model=(toy_model, f"niqe:{niqe_file}", "biqaa"), mask="none")
+
+
+def test_each_picture_is_read_once_and_has_a_row_for_each_model(
+    pictures: list[str], several: Settings, toy_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    really = saqm.image.read_frames
+
+    def counted(name: str, *rest: object, **more: object) -> Iterator[object]:
+        read.append(name)
+        return really(name, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("saqm.image.read_frames", counted)
+    rows = records(pictures, several)
+    assert read == pictures
+    assert [(row["path"], row["model"]["name"]) for row in rows] == [  # type: ignore[index]
+        (name, model) for name in pictures for model in ("toy", "niqe:niqe-toy", "biqaa")
+    ]
+    assert (
+        rows[9:12]
+        == [
+            *records(pictures[3:4], Settings(model=toy_model, mask="none")),
+            *records(pictures[3:4], Settings(model=several.model[1], mask="none")),  # type: ignore[index]
+            *records(pictures[3:4], Settings(model="biqaa", mask="none")),
+        ]
+    )
+    model, niqe, biqaa = rows[9:12]
+    assert (model["status"], niqe["status"], biqaa["status"]) == ("scored", "not_scored", "scored")
+    assert "64x96 pixels to judge" in str(niqe["reasons"])
+    assert [row["reasons"] for row in rows[6:9]] == [[f"{pictures[2]}: empty file"]] * 3
+    assert [row["status"] for row in rows[:3]] == ["not_scored"] * 3  # constant: refused by all
+
+
+def test_rows_of_several_models_do_not_depend_on_the_number_of_processes(
+    pictures: list[str], several: Settings
+) -> None:
+    assert records(pictures, several, jobs=2) == records(pictures, several, jobs=1)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_costs_its_own_file_a_row_for_each_model(pictures: list[str], several: Settings) -> None:
+    rows = list(score_many([pictures[1], Deadly("deadly.dcm")], several, jobs=2))
+    assert ["died" in "".join(row.reasons) for row in rows] == [False] * 3 + [True] * 3
+    assert [row.model and row.model["name"] for row in rows[3:]] == ["toy", "niqe:niqe-toy", "biqaa"]
+
+
+def test_one_scorer_that_fails_costs_its_own_row_only(
+    pictures: list[str], several: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> float:
+        raise ZeroDivisionError("in a metric")
+
+    metrics = {**saqm.metrics.METRICS, "biqaa": replace(saqm.metrics.METRICS["biqaa"], function=broken)}
+    monkeypatch.setattr("saqm.metrics.METRICS", metrics)
+    rows = list(score_many(pictures[3:5], several))
+    assert [row.status for row in rows] == ["scored", "not_scored", "not_scored"] * 2
+    assert rows[2].reasons == (f"{pictures[3]}: ZeroDivisionError: in a metric",)
+    assert rows[2].sha256 == rows[0].sha256
+
+
+def test_the_rows_of_a_frame_stand_together(toy_model: Path) -> None:
+    name = str(get_testdata_file("SC_rgb_rle_2frame.dcm", download=False))
+    rows = records([name], Settings(model=(toy_model, "biqaa"), mask="none"))
+    assert [(row["frame"], row["model"]["name"]) for row in rows] == [  # type: ignore[index]
+        (0, "toy"), (0, "biqaa"), (1, "toy"), (1, "biqaa"),
+    ]  # fmt: skip
+
+
+def test_maps_come_from_the_models_that_have_them(pictures: list[str], several: Settings, tmp_path: Path) -> None:
+    list(score_many(pictures[3:4], replace(several, map_folder=tmp_path)))
+    assert [file.name for file in tmp_path.glob("3.png*")] == [map_name(read_image(pictures[3]), "toy")]
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"stride": 8}, "a stride of 8 is for models"),
+        ({"engine": "onnx"}, "engine onnx is for models"),
+        (
+            {"map_folder": Path("maps")},
+            r"a quality map is for models; metrics have no use for it \(biqaa, marziliano\)",
+        ),
+    ],
+)
+def test_an_option_that_no_scorer_has_a_use_for_is_refused(option: dict[str, object], said: str) -> None:
+    with pytest.raises(SaqmError, match=said):
+        score_many([], replace(Settings(model=("biqaa", "marziliano")), **option))  # type: ignore[arg-type]
+
+
+def test_two_models_of_one_name_are_refused(toy_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "same.onnx").write_bytes(toy_model.read_bytes())
+    with pytest.raises(SaqmError, match="two of the models are called toy"):
+        score_many([], Settings(model=(toy_model, tmp_path / "same.onnx")))
+
+
+def test_a_stopped_batch_of_several_models_goes_on(
+    pictures: list[str], several: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = tmp_path / "scores.csv"
+    with pytest.raises(Stop), Journal(result, several, resume=False) as journal:
+        list(score_journaled(stopped_after(4, pictures), several, journal))
+    with pytest.raises(OutputError, match="begun with another model"):
+        Journal(result, replace(several, model=several.model[:2]), resume=True)  # type: ignore[index]
+    with Journal(result, several, resume=True) as journal:
+        rows, worked = scored_by(monkeypatch, pictures, several, journal)
+    assert rows == records(pictures, several)
+    assert worked == [pictures[2], *pictures[4:]]
+
+
+def test_a_finished_result_of_metrics_is_taken_over_unless_other_parameters_made_it(
+    pictures: list[str], toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(model=(toy_model, "biqaa"), mask="none")
+    save_records(records(pictures, settings), tmp_path / "finished.csv")
+    finished = list(read_records(tmp_path / "finished.csv"))
+    with Journal(tmp_path / "a.csv", settings, resume=True) as journal:
+        journal.adopt(finished)
+        assert scored_by(monkeypatch, pictures, settings, journal)[1] == [pictures[0], pictures[2]]
+    for record in finished:
+        if record["model"]["name"] == "biqaa":  # type: ignore[index]
+            record["model"]["version"] = "0.0.0"  # type: ignore[index]
+    with Journal(tmp_path / "b.csv", settings, resume=True) as journal:
+        journal.adopt(finished)
+        assert scored_by(monkeypatch, pictures, settings, journal)[1] == pictures

@@ -98,8 +98,10 @@ def commands() -> list[list[str]]:
 def test_every_command_of_the_contract_is_there() -> None:
     names = {" ".join(command) for command in commands()}
     assert names == {
-        "score", "inspect", "train", "pretrain", "evaluate", "export",
-        "data folder", "data ct-reader-study", "models list", "models show", "models verify",
+        "score", "inspect", "train", "pretrain", "evaluate", "export", "fit",
+        "data folder", "data ct-reader-study", "data tid2013", "data kadid10k", "data koniq10k", "data live",
+        "data csiq", "data ldctiqac2023", "data md72", "models list", "models show", "models verify",
+        "experiment table2", "experiment table3",
     }  # fmt: skip
 
 
@@ -218,6 +220,120 @@ def test_frames_of_a_cine_are_rows_or_one_is_chosen(saqm: Saqm, toy_model: Path)
     (row,) = saqm("score", name, "--model", toy_model, "--frame", 7).rows()
     assert row["status"] == "not_scored"
     assert "2 frames" in row["reasons"]
+
+
+# Metrics, and several models
+
+
+def test_several_models_are_rows_and_metrics_name_their_direction(saqm: Saqm, ct: Path, toy_model: Path) -> None:
+    ran = saqm("score", ct, "--model", f"{toy_model},biqaa,marziliano")
+    assert ran.code == 0
+    model, biqaa, blur = ran.rows()
+    assert [row["model_name"] for row in (model, biqaa, blur)] == ["toy", "biqaa", "marziliano"]
+    assert 0 < float(model["score"]) < 100
+    assert (biqaa["score"], biqaa["model_direction"], biqaa["model_definition"]) == ("n/a", "higher is better", "exact")
+    assert (blur["model_direction"], blur["preparation_options"]) == ("lower is better", '{"rule": "strict"}')
+    assert float(blur["score_raw"]) > 1
+    assert model["model_direction"] == "n/a"
+
+
+def test_every_scorer_of_the_package_can_be_asked_for(saqm: Saqm, tmp_path: Path) -> None:
+    from saqm.metrics import METRICS
+    from saqm.modelfile import shipped
+
+    ran = saqm("score", save_picture(tmp_path / "x.png", side=200), "--model", "all", "--json")
+    assert ran.code == 0, ran.err
+    assert [record["model"]["name"] for record in json.loads(ran.out)] == [*shipped(), *METRICS]
+
+
+def test_metrics_in_a_finished_result_are_gone_on_with_and_any_jobs_give_the_same_bytes(
+    saqm: Saqm, tmp_path: Path, toy_model: Path
+) -> None:
+    for number in range(3):
+        save_picture(tmp_path / f"{number}.png", number)
+    (tmp_path / "3.png").write_bytes(b"")
+    command = ["score", str(tmp_path), "--model", f"biqaa,{toy_model},radial-index", "--summary", tmp_path / "s.csv"]
+    outs = [tmp_path / "one.csv", tmp_path / "two.csv"]
+    assert saqm(*command, "--out", outs[0]).code == 1
+    summary = (tmp_path / "s.csv").read_bytes()
+    assert saqm(*command, "--out", outs[1], "--jobs", 2).code == 1
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    assert saqm(*command, "--out", outs[0], "--resume").code == 1
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    assert (tmp_path / "s.csv").read_bytes() == summary  # rows that were not made anew are summarised, too
+    assert summary.decode().splitlines()[-1] == f"{tmp_path / '3.png'},radial-index,1,0,1,,,,,,,"
+
+
+def test_a_summary_of_the_frames_of_each_file(saqm: Saqm, tmp_path: Path, toy_model: Path) -> None:
+    picture = volume(tmp_path / "x.nii")
+    ran = saqm(
+        "score",
+        picture,
+        "--axis",
+        2,
+        "--model",
+        f"{toy_model},biqaa",
+        "--mask",
+        "none",
+        "--summary",
+        tmp_path / "s.json",
+    )
+    assert ran.code == 0
+    model, metric = json.loads((tmp_path / "s.json").read_text())
+    scores = [float(row["score"]) for row in ran.rows() if row["model_name"] == "toy"]
+    assert (model["frames"], model["of"], model["median"]) == (5, "score", sorted(scores)[2])
+    assert model["worst_frame"] == scores.index(min(scores))
+    assert (metric["of"], metric["direction"]) == ("score_raw", "higher is better")
+    ran = saqm("score", picture, "--axis", 2, "--model", toy_model, "--summary", tmp_path / "s.doc")
+    assert (ran.code, "cannot tell the format" in ran.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "niqq"], "did you mean niqe?"),
+        (["--model", "biqaa,biqaa"], "biqaa is there twice"),
+        (["--model", "biqaa", "--stride", "8"], "a stride of 8 is for models"),
+        (["--model", "biqaa,marziliano", "--engine", "onnx"], "engine onnx is for models"),
+        (["--model", "biqaa:ct"], "biqaa has no parameters"),
+    ],
+)
+def test_a_metric_that_cannot_be_run_so_is_refused(saqm: Saqm, ct: Path, arguments: list[str], said: str) -> None:
+    ran = saqm("score", ct, *arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert said in ran.err
+
+
+def test_metrics_are_listed_shown_and_verified(saqm: Saqm, niqe_file: Path, toy_model: Path) -> None:
+    listed = saqm("models", "list").out
+    assert re.search(r"^biqaa  metric  higher is better  exact$", listed, re.MULTILINE)
+    assert re.search(r"^niqe-k  metric  lower is better  reconstruction", listed, re.MULTILINE)
+    entries = json.loads(saqm("models", "list", "--json").out)
+    assert {entry["kind"] for entry in entries} == {"model", "metric"}
+    assert next(entry for entry in entries if entry["name"] == "niqe")["default"] == "niqe-natural"
+    shown = saqm("models", "show", "marziliano")
+    assert shown.code == 0
+    assert "title: Marziliano blur\n" in shown.out
+    assert "remark: edges and widths are exact, threshold and plateau rule a choice\n" in shown.out
+    assert json.loads(saqm("models", "show", "niqe-k", "--json").out)["definition"] == "reconstruction"
+    niqe_file.with_suffix(".md").write_text("# A card\n")
+    assert saqm("models", "show", f"niqe:{niqe_file}").out.endswith("\n\n# A card\n\n")
+    verified = json.loads(saqm("models", "verify", f"niqe:{niqe_file}", toy_model, "--json").out)
+    assert list(verified) == [f"niqe:{niqe_file}", str(toy_model)]
+    assert verified[f"niqe:{niqe_file}"] == hashlib.sha256(niqe_file.read_bytes()).hexdigest()
+    content = bytearray(niqe_file.read_bytes())
+    content[-1] ^= 1
+    niqe_file.write_bytes(content)
+    ran = saqm("models", "verify", f"niqe:{niqe_file}")
+    assert (ran.code, "wrong hash" in ran.err) == (2, True)
+    assert saqm("models", "verify", "biqaa").code == 2
+
+
+def test_all_shipped_files_are_verified_by_themselves(saqm: Saqm) -> None:
+    from saqm.metrics.parameters import shipped_parameters
+    from saqm.modelfile import shipped
+
+    assert list(json.loads(saqm("models", "verify", "--json").out)) == [*shipped(), *shipped_parameters()]
 
 
 # Bad images: each is a row with its reason
@@ -497,6 +613,19 @@ def test_evaluate_writes_what_it_prints(saqm: Saqm, judged: Path, toy_model: Pat
     assert "SROCC" in saqm("evaluate", "--manifest", judged, "--model", toy_model).out
 
 
+def test_evaluate_of_a_metric_says_how_it_was_turned(saqm: Saqm, judged: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    ran = saqm("evaluate", "--manifest", judged, "--model", "radial-index", "--out", out, "--json")
+    assert ran.code == 0, ran.err
+    content = json.loads(ran.out)
+    assert content["orientation"] == {"name": "radial-index", "direction": "higher is better", "turned": False}
+    assert (content["results"][0]["n"], content["results"][0]["rmse"]) == (8, None)
+    assert "radial-index keeps its own scale (higher is better)" in (out / "evaluation.md").read_text()
+    assert not (out / "predictions.csv").exists()  # they are no predictions of opinions
+    with (out / "values.csv").open() as stream:
+        assert all(float(row["prediction"]) < 0 for row in csv.DictReader(stream))
+
+
 def test_evaluate_refuses_what_does_not_fit_together(saqm: Saqm, judged: Path, toy_model: Path, tmp_path: Path) -> None:
     ran = saqm("evaluate", "--manifest", judged, "--model", toy_model, "--predictions", "x.csv")
     assert ran.code == 2
@@ -535,3 +664,35 @@ def test_training_without_its_extra_names_the_install_line(saqm: Saqm, monkeypat
     monkeypatch.setattr("importlib.import_module", absent)
     ran = saqm("train", "--source", "m.csv", "--recipe", "paper", "--out", "model", "--seed", 7)
     assert (ran.code, ran.err) == (2, "error: training needs torch: pip install 'saqm[train]'\n")
+
+
+def test_fit_hands_its_options_on(saqm: Saqm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+
+    def fit_command(metric: str, **options: object) -> dict[str, object]:
+        given.update(options, metric=metric)
+        return {"parameters": "x.safetensors", "pictures": 2}
+
+    monkeypatch.setattr("saqm.fitting.fit_command", fit_command)
+    for number in range(2):
+        save_picture(tmp_path / f"{number}.png")
+    ran = saqm(
+        "fit", "niqe", "--pristine", tmp_path / "0.png", "--pristine", tmp_path / "1.png", "--out", "x.safetensors"
+    )
+    assert (ran.code, ran.out) == (0, "parameters: x.safetensors\npictures: 2\n")
+    assert given["pristine"] == [str(tmp_path / "0.png"), str(tmp_path / "1.png")]
+    assert (given["metric"], given["manifest"], given["import_file"], given["out"]) == (
+        "niqe", None, None, Path("x.safetensors"),
+    )  # fmt: skip
+    ran = saqm("fit", "niqe", "--import", "mat.mat", "--out", "x.safetensors", "--json")
+    assert json.loads(ran.out)["pictures"] == 2
+    assert given["import_file"] == Path("mat.mat")
+    assert given["pristine"] is None
+
+
+def test_fitting_imports_without_the_extra(saqm: Saqm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("torch", "sklearn"):
+        monkeypatch.setitem(sys.modules, package, None)
+    ran = saqm("fit", "niqe", "--import", tmp_path / "nowhere.mat", "--out", tmp_path / "x.safetensors")
+    assert ran.code == 2
+    assert "nowhere.mat: cannot be read" in ran.err

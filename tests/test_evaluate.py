@@ -11,15 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image as pillow
 
 from saqm import evaluate as ev
 from saqm.datasets import ct_reader_study
 from saqm.errors import ImageError, ManifestError, NotScorable, UndefinedScore
 from saqm.image import sha256_of
 from saqm.manifest import Manifest, Row, Scale
+from saqm.metrics import METRICS
+from saqm.metrics.parameters import Provenance, load_parameters
 from saqm.modelfile import ModelHeader, write_onnx
 from saqm.outputs.predictions import write_predictions
-from saqm.scorer import ModelScorer, load_scorer
+from saqm.scorer import MetricScorer, ModelScorer, load_scorer
 
 
 def rows_of(scenes: int = 8, methods: int = 5, domain: str = "ct", seed: int = 0) -> tuple[Row, ...]:
@@ -359,6 +362,95 @@ def test_a_prediction_recorded_for_another_opinion_is_not_taken(tmp_path: Path, 
     other = (replace(rows[0], score=40.0), *rows[1:])
     (failure,) = ev.evaluate(scorer, Manifest(other, Scale(0, 100)), seed=0, replicates=50).failures
     assert "with the opinion score 1.0, which is 40.0 here" in failure[1]
+
+
+# A metric, which keeps its own scale
+
+
+class _Brightest:
+    """In place of a metric's function: brighter pictures have the larger value, far off the opinions' scale."""
+
+    def __call__(self, pixels: np.ndarray, **_: object) -> float:
+        return float(1000 + pixels.mean())
+
+
+def metric_scorer(*, higher_is_better: bool) -> MetricScorer:
+    metric = replace(METRICS["biqaa"], function=_Brightest(), higher_is_better=higher_is_better, options={})
+    return MetricScorer(metric, None, "brightness")
+
+
+def textured(folder: Path) -> tuple[Row, ...]:
+    """Pictures with texture, the brighter the better their opinion score."""
+    rows = []
+    for index in range(12):
+        path = folder / f"t{index}.png"
+        pixels = np.random.default_rng(index).integers(60, 120, (32, 32)) + 10 * index
+        pillow.fromarray(pixels.astype(np.uint8)).save(path)
+        rows.append(Row(path, 1 + index / 3, f"scene{index}", "default"))
+    return tuple(rows)
+
+
+@pytest.mark.parametrize("metric_up", [True, False])
+@pytest.mark.parametrize("opinions_up", [True, False])
+def test_a_metric_is_turned_into_the_direction_of_the_opinions(
+    tmp_path: Path, metric_up: bool, opinions_up: bool
+) -> None:
+    rows = textured(tmp_path)
+    found = ev.evaluate(
+        metric_scorer(higher_is_better=metric_up), Manifest(rows, Scale(1, 5, opinions_up)), seed=0, replicates=50
+    )
+    result, sign = found.result("default"), 1 if metric_up == opinions_up else -1
+    assert result.srocc == pytest.approx(sign)  # the values rise with the opinions: only the claims differ
+    assert result.srocc_interval is not None
+    assert result.srocc_interval == pytest.approx((sign, sign))
+    assert result.plcc is not None
+    assert result.plcc * sign > 0.9
+    direction = "higher is better" if metric_up else "lower is better"
+    assert found.orientation == ev.Orientation("brightness", direction, turned=metric_up != opinions_up)
+    assert min(found.predictions) > 1000  # the metric's own values
+    assert json.loads(found.to_json())["orientation"] == {
+        "name": "brightness",
+        "direction": direction,
+        "turned": metric_up != opinions_up,
+    }
+    for text in (found.to_text(), found.to_markdown()):
+        assert f"brightness keeps its own scale ({direction})" in text
+        assert ("are negated before the correlations" in text) == (metric_up != opinions_up)
+        assert "SROCC of the values as they are, not turned: default +1.000." in text
+
+
+def test_a_metric_has_no_errors_on_a_scale_that_is_not_its_own(tmp_path: Path) -> None:
+    rows = textured(tmp_path)
+    found = ev.evaluate(metric_scorer(higher_is_better=True), Manifest(rows, Scale(1, 5)), seed=0, replicates=50)
+    result = found.result("default")
+    assert (result.rmse, result.mae) == (None, None)
+    assert result.plcc_logistic is not None  # fitted, so it needs no scale
+    assert "RMSE and MAE are left out: its values are not on the scale of the opinions (default, prediction)" in (
+        found.to_text()
+    )
+    assert found.result("default", ev.CONSTANT).rmse is not None  # this one is on the scale
+
+
+def test_a_model_has_no_orientation(tmp_path: Path) -> None:
+    found = ev.evaluate(Brightness(), Manifest(pictures(tmp_path), Scale(1, 5)), seed=0, replicates=50)
+    assert found.orientation is None
+    assert json.loads(found.to_json())["orientation"] is None
+    assert "Orientation" not in found.to_text()
+    assert found.result("default").rmse is not None
+
+
+def test_a_metric_is_not_tested_on_the_pictures_its_parameters_were_fitted_on(tmp_path: Path, niqe_file: Path) -> None:
+    rows = textured(tmp_path)
+    fitted_on = Provenance(images_sha256=tuple(sha256_of(row.path) for row in rows[:3]))
+    made = replace(load_parameters(niqe_file), provenance=fitted_on)
+    scorer = replace(metric_scorer(higher_is_better=True), parameters=made)
+    scorer = replace(scorer, metric=replace(scorer.metric, function=lambda pixels, _, **__: float(pixels.mean())))
+    found = ev.evaluate(scorer, Manifest(rows, Scale(1, 5)), seed=0, replicates=50)
+    assert [Path(path).name for path, _ in found.failures] == ["t0.png", "t1.png", "t2.png"]
+    assert len(found.predictions) == 9
+    whole = ev.evaluate(scorer, Manifest(rows, Scale(1, 5)), seed=0, replicates=50, as_trained=True)
+    assert len(whole.predictions) == 12
+    assert "RESUBSTITUTION" in whole.protocol
 
 
 # The real study

@@ -1,7 +1,7 @@
 """saqm: how good a medical image looks, with no reference image, and how far that number can be trusted.
 
 >>> import saqm
->>> scorer = saqm.load_scorer()                                   # the shipped default
+>>> scorer = saqm.load_scorer()                # the shipped default; or another model, or a metric: "niqe"
 >>> result = saqm.score(saqm.read_image("scan.dcm"), scorer)      # doctest: +SKIP
 """
 
@@ -24,6 +24,7 @@ _FACE = {
     "load_scorer": "saqm.scorer",
     "score": "saqm.scorer",
     "quality_map": "saqm.scorer",
+    "summarise": "saqm.outputs.summary",
     "SaqmError": "saqm.errors",
 }
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from saqm.image import read_image as read_image
     from saqm.manifest import Manifest as Manifest
     from saqm.manifest import read_manifest as read_manifest
+    from saqm.outputs.summary import summarise as summarise
     from saqm.scorer import Score as Score
     from saqm.scorer import Scorer as Scorer
     from saqm.scorer import load_scorer as load_scorer

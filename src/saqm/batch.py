@@ -1,8 +1,10 @@
 """Many files: one row for each whatever happens to it, in the order they came, on any number of processes.
 
-    settings = Settings(window=(40, 400))
+    settings = Settings(model=("saqm-ct", "niqe"), window=(40, 400))
     for score in score_many(find_images(["study/"]), settings, jobs=4):
-        print(score.path, score.score, score.reasons)
+        print(score.path, score.model["name"], score.score, score.score_raw, score.reasons)
+
+With several models each image is read once and gives a row for each of them, in the order they were named.
 
 Every worker runs its engine on one thread, so the numbers are the same bits whatever `jobs`. With `jobs` above 1 the
 calling script needs the usual `if __name__ == "__main__":`, because workers are started afresh (spawn).
@@ -14,7 +16,7 @@ import json
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -22,18 +24,19 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Literal, Self
+from typing import IO, TYPE_CHECKING, Literal, Self, cast
 
 from saqm import __version__
-from saqm.errors import ImageError, ModelFileError, NotScorable, OutputError, SaqmError
+from saqm.errors import ImageError, ModelFileError, OutputError, SaqmError
 from saqm.image import DEFAULT_MAX_PIXELS, MaskMode
 
 if TYPE_CHECKING:
     from saqm.engine import EngineName
     from saqm.image import Image
-    from saqm.scorer import ModelScorer, Score
+    from saqm.scorer import AnyScorer, Score
 
 Record = Mapping[str, object]
+Scorers = tuple["AnyScorer", ...]
 Groups = Generator[tuple[str, "tuple[Score, ...] | None"]]  # each file's name with its rows
 
 PENDING_PER_JOB = 4  # files waiting for each worker: enough to keep it busy, few enough to bound memory
@@ -43,6 +46,8 @@ PENDING_PER_JOB = 4  # files waiting for each worker: enough to keep it busy, fe
 class Settings:
     """How every file of a batch is read and scored.
 
+    model: a name or file as `load_scorer` takes it, or several; None is the default. engine, stride and map_folder are
+    for those that have windows, and refused where none has.
     frames: "all" gives a row for each frame or slice; a number (0-based) that one alone.
     window: centre and width, in the file's own units after rescale; None: the file's.
     axis: which axis of a volume its slices are cut along; volumes need one.
@@ -51,7 +56,7 @@ class Settings:
     created: time to note in the records; None keeps them the same from run to run.
     """
 
-    model: str | Path | None = None
+    model: str | Path | tuple[str | Path, ...] | None = None
     engine: EngineName = "auto"
     frames: int | Literal["all"] = "all"
     window: tuple[float, float] | None = None
@@ -64,17 +69,17 @@ class Settings:
 
 
 def score_many(names: Iterable[str], settings: Settings, *, jobs: int = 1) -> Generator[Score]:
-    """Score files as `find_images` names them: rows in that order, one for each frame, streamed.
+    """Score files as `find_images` names them: rows in that order, one for each frame and model, streamed.
 
     What cannot be scored is a row with its reason. Names are taken as they are needed; a few per job wait at most.
-    Raises ModelFileError at once where the model is refused, and OutputError where a map cannot be written.
+    Raises ModelFileError at once where a model is refused, and OutputError where a map cannot be written.
     """
-    return _rows(_groups(names, settings, jobs, lambda _: False))
+    return _rows(_groups(names, settings, _scorers(settings), jobs, lambda _: False))
 
 
 def score_journaled(names: Iterable[str], settings: Settings, journal: Journal, *, jobs: int = 1) -> Generator[Record]:
     """`score_many` as records, noted in the journal before they are given out; known files are not scored again."""
-    return _noted(_groups(names, settings, jobs, journal.knows), journal)
+    return _noted(_groups(names, settings, journal.scorers, jobs, journal.knows), journal)
 
 
 def journal_path(result: Path) -> Path:
@@ -94,12 +99,11 @@ class Journal:
 
         Raises OutputError where it cannot be written, or was begun with other settings than these; ModelFileError.
         """
-        from saqm.modelfile import DEFAULT_MODEL, open_model, read_model
-
         self.path = journal_path(result)
-        self._settings, self._model = settings, read_model(open_model(settings.model or DEFAULT_MODEL))
+        self.scorers, self._settings = _scorers(settings), settings
         self._places: dict[str, tuple[str, int]] = {}  # file name -> hash of its bytes, offset of its line
-        header = {"saqm": __version__, "model_sha256": self._model.sha256, "settings": _decisive(settings)}
+        models = [scorer.model for scorer in self.scorers]
+        header = {"saqm": __version__, "models": models, "settings": _decisive(settings)}
         try:
             self._file: IO[bytes] = self.path.open("r+b" if resume and self.path.exists() else "w+b")
         except OSError as error:
@@ -115,7 +119,11 @@ class Journal:
         """Take over what a finished result tells was made as it would be made now; the rest is scored again."""
         for name, group in groupby(records, lambda record: str(record["path"])):
             taken = list(group)
-            if name not in self._places and len(taken) == 1 and self._would_make(taken[0]):
+            if (
+                name not in self._places
+                and len(taken) == len(self.scorers)
+                and all(map(self._would_make, taken, self.scorers))
+            ):
                 self.add(name, taken)
 
     def knows(self, name: str) -> bool:
@@ -151,20 +159,20 @@ class Journal:
         if kind is None:
             self.path.unlink(missing_ok=True)
 
-    def _would_make(self, record: Record) -> bool:
-        """Whether a record says that this saqm, model and settings made it. Frames and slices do not say enough."""
-        from saqm.scorer import SOFTWARE
+    def _would_make(self, record: Record, scorer: AnyScorer) -> bool:
+        """Whether a record says that this saqm, scorer and settings made it. Frames and slices do not say enough."""
+        from saqm.scorer import SOFTWARE, ModelScorer
 
-        settings = self._settings
-        model, preparation = _part(record, "model"), _part(record, "preparation")
+        settings, preparation = self._settings, _part(record, "preparation")
         window, mask = _part(preparation, "window"), _part(preparation, "mask")
         asked = (window.get("center"), window.get("width")) if window.get("from") == "caller" else None
+        own = scorer.header.preparation.stride if isinstance(scorer, ModelScorer) else None
         return (
             record.get("software") == SOFTWARE
+            and record.get("status") == "scored"
             and record.get("frame") is None
-            and model.get("sha256") == self._model.sha256
-            and settings.engine in ("auto", model.get("engine"))
-            and preparation.get("stride") == (settings.stride or self._model.header.preparation.stride)
+            and record.get("model") == scorer.model
+            and preparation.get("stride") == (own and (settings.stride or own))
             and mask.get("mode") == settings.mask
             and asked == settings.window
         )
@@ -221,17 +229,20 @@ def _noted(groups: Groups, journal: Journal) -> Generator[Record]:
             yield from journal.records(name)
 
 
-def _groups(names: Iterable[str], settings: Settings, jobs: int, known: Callable[[str], bool]) -> Groups:
+def _groups(
+    names: Iterable[str], settings: Settings, scorers: Scorers, jobs: int, known: Callable[[str], bool]
+) -> Groups:
     """Each name with its rows, in order; None in place of rows where the name is known already."""
     if jobs < 1:
         raise SaqmError(f"jobs={jobs}; at least 1 process is needed")
-    scorer = _scorer(settings)  # also with workers: a refused model is told here, once
     if jobs > 1:
-        return _parallel(names, settings, jobs, known)
-    return ((name, None if known(name) else _score_file(name, settings, scorer)) for name in names)
+        return _parallel(names, settings, scorers, jobs, known)
+    return ((name, None if known(name) else _score_file(name, settings, scorers)) for name in names)
 
 
-def _parallel(names: Iterable[str], settings: Settings, jobs: int, known: Callable[[str], bool]) -> Groups:
+def _parallel(
+    names: Iterable[str], settings: Settings, scorers: Scorers, jobs: int, known: Callable[[str], bool]
+) -> Groups:
     waiting: deque[tuple[str, ProcessPoolExecutor, Future[tuple[Score, ...]] | None]] = deque()
     todo = iter(names)
     pool = _pool(settings, jobs)
@@ -258,21 +269,19 @@ def _parallel(names: Iterable[str], settings: Settings, jobs: int, known: Callab
                 # each is tried in a process of its own, and the one that kills that too is the one at fault.
                 if its_pool is pool:
                     pool = _pool(settings, jobs)
-                scores = _score_alone(name, settings)
+                scores = _score_alone(name, settings, scorers)
             yield name, scores
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _score_alone(name: str, settings: Settings) -> tuple[Score, ...]:
-    from saqm.scorer import not_scored
-
+def _score_alone(name: str, settings: Settings, scorers: Scorers) -> tuple[Score, ...]:
     with _pool(settings, 1) as single:
         try:
             return single.submit(_work, name).result()
         except BrokenProcessPool:
             reason = f"{name}: the process that scored it died (out of memory, or a crash inside a decoder)"
-            return (not_scored(name, reason),)
+            return _unread(name, reason, scorers)
 
 
 def _pool(settings: Settings, jobs: int) -> ProcessPoolExecutor:
@@ -282,13 +291,13 @@ def _pool(settings: Settings, jobs: int) -> ProcessPoolExecutor:
     )
 
 
-_worker: tuple[Settings, ModelScorer] | None = None  # set once in each worker process, never in the caller's
+_worker: tuple[Settings, Scorers] | None = None  # set once in each worker process, never in the caller's
 
 
 def _begin_worker(settings: Settings) -> None:
     global _worker  # noqa: PLW0603  a process pool has no other place to keep what it loads once
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to answer
-    _worker = (settings, _scorer(settings))
+    _worker = (settings, _scorers(settings))
 
 
 def _work(name: str) -> tuple[Score, ...]:
@@ -297,30 +306,57 @@ def _work(name: str) -> tuple[Score, ...]:
     return _score_file(name, *_worker)
 
 
-def _scorer(settings: Settings) -> ModelScorer:
-    from saqm.scorer import load_scorer
+def _scorers(settings: Settings) -> Scorers:
+    """What scores each image, in order. Raises SaqmError for an option that none of them has a use for."""
+    from saqm.scorer import ModelScorer, load_scorer
 
-    return load_scorer(settings.model, engine=settings.engine, threads=1)
+    one = settings.model is None or isinstance(settings.model, str | Path)
+    models = cast("Sequence[str | Path | None]", (settings.model,) if one else settings.model)
+    scorers = tuple(load_scorer(model, engine=settings.engine, threads=1) for model in models)
+    names = [scorer.name for scorer in scorers]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise SaqmError(f"two of the models are called {twice}, so their rows could not be told apart")
+    if not any(isinstance(scorer, ModelScorer) for scorer in scorers):
+        for option, given in (
+            (f"engine {settings.engine}", settings.engine != "auto"),
+            (f"a stride of {settings.stride}", settings.stride is not None),
+            ("a quality map", settings.map_folder is not None),
+        ):
+            if given:
+                raise SaqmError(
+                    f"{option} is for models; metrics have no use for it ({', '.join(names)}): leave it out"
+                )
+    return scorers
 
 
-def _score_file(name: str, settings: Settings, scorer: ModelScorer) -> tuple[Score, ...]:
-    """Every row of one file."""
-    from saqm.scorer import not_scored
-
+def _score_file(name: str, settings: Settings, scorers: Scorers) -> tuple[Score, ...]:
+    """Every row of one file: each frame by each scorer, a frame's rows together."""
     rows: list[Score] = []
     try:
         for image in _images(name, settings):
-            rows.append(replace(_score_image(image, settings, scorer), created=settings.created))
-    except (ModelFileError, OutputError):
-        raise  # a broken model, or a map that cannot be written, is no fault of the file: the batch ends
-    except SaqmError as error:
-        rows.append(replace(not_scored(name, str(error)), created=settings.created))
+            rows += [_score_image(image, settings, scorer, several=len(scorers) > 1) for scorer in scorers]
     except Exception as error:
-        # Broad on purpose: pixel decoders and their C libraries raise whatever they like on broken bytes; one broken
-        # file costs one row, not the batch. The row names the type, so that a fault of our own is seen and told.
-        reason = f"{name}: {type(error).__name__}: {error}"
-        rows.append(replace(not_scored(name, reason), created=settings.created))
-    return tuple(rows)
+        rows += _unread(name, _reason(name, error), scorers)
+    return tuple(replace(row, created=settings.created) for row in rows)
+
+
+def _reason(name: str, error: Exception) -> str:
+    """Why a row has no score. A broken model, or a map that cannot be written, is no fault of the file: raised again.
+
+    Any other exception is a reason, on purpose: pixel decoders and their C libraries raise whatever they like on broken
+    bytes; one broken file costs its own rows, not the batch. Such a row names the type, so that a fault of our own is
+    seen and told.
+    """
+    if isinstance(error, ModelFileError | OutputError):
+        raise error
+    return str(error) if isinstance(error, SaqmError) else f"{name}: {type(error).__name__}: {error}"
+
+
+def _unread(name: str, reason: str, scorers: Scorers) -> tuple[Score, ...]:
+    """The rows of a file that could not be read: one for each scorer."""
+    from saqm.scorer import not_scored
+
+    return tuple(not_scored(name, reason, model=scorer.model) for scorer in scorers)
 
 
 def _images(name: str, settings: Settings) -> Iterator[Image]:
@@ -333,22 +369,29 @@ def _images(name: str, settings: Settings) -> Iterator[Image]:
         yield read_image(name, settings.frames, window, mask=mask, axis=axis, max_pixels=max_pixels)
 
 
-def _score_image(image: Image, settings: Settings, scorer: ModelScorer) -> Score:
-    from saqm.scorer import not_scored, score, score_and_map
+def _score_image(image: Image, settings: Settings, scorer: AnyScorer, *, several: bool) -> Score:
+    """The row of one image by one scorer; `several` puts the scorer's name into that of the map."""
+    from saqm.scorer import ModelScorer, not_scored, score, score_and_map
 
     try:
+        if not isinstance(scorer, ModelScorer):
+            return score(image, scorer)
         if settings.map_folder is None:
             return score(image, scorer, stride=settings.stride)
         made, quality = score_and_map(image, scorer, stride=settings.stride)
-    except NotScorable as error:
-        return not_scored(image.source.path, str(error), image)
+    except Exception as error:
+        return not_scored(image.source.path, _reason(image.source.path, error), image, model=scorer.model)
     from saqm.outputs.heatmap import save_heatmap
 
-    save_heatmap(image, quality, settings.map_folder / map_name(image), made)
+    save_heatmap(image, quality, settings.map_folder / map_name(image, scorer.name if several else None), made)
     return made
 
 
-def map_name(image: Image) -> str:
-    """The file name of an image's quality map: its own, enough of its hash to tell it from others, and the frame."""
+def map_name(image: Image, model: str | None = None) -> str:
+    """The file name of an image's quality map: its own, enough of its hash to tell it from others, and the frame.
+
+    `model` where several score the same image.
+    """
     frame = "" if image.source.frame is None else f".frame{image.source.frame:04d}"
-    return f"{Path(image.source.path).name}.{image.source.sha256[:8]}{frame}.png"
+    drawn_by = "" if model is None else f".{model}"
+    return f"{Path(image.source.path).name}.{image.source.sha256[:8]}{frame}{drawn_by}.png"

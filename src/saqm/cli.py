@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from saqm.batch import Record, Settings
+    from saqm.metrics import Metric
+    from saqm.outputs.summary import Summariser
 
 Engine = Literal["auto", "onnx", "torch"]
 Mask = Literal["auto", "none"]
@@ -35,12 +37,26 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 data = typer.Typer(help="Turn a folder of images into a manifest.", no_args_is_help=True)
-models = typer.Typer(help="The models that come with saqm.", no_args_is_help=True)
+models = typer.Typer(help="The models and metrics that come with saqm.", no_args_is_help=True)
+experiment = typer.Typer(help="The paper's tables, on a study of one's own.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(models, name="models")
+app.add_typer(experiment, name="experiment")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ModelOption = Annotated[str | None, typer.Option("--model", help="A shipped model's name, or a model file.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="A shipped model, a model file, or a metric: niqe, niqe:ct, niqe:FILE."),
+]
+ModelsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME[,NAME...]",
+        help="Shipped models, model files, metrics (niqe, niqe:ct, niqe:FILE), or all; see saqm models list.",
+    ),
+]
+ModelArgument = Annotated[str, typer.Argument(help="A shipped model, a model file, or a metric: niqe, niqe:ct.")]
 FrameOption = Annotated[str, typer.Option("--frame", metavar="N|all", help="One frame or slice, from 0; or all.")]
 AxisOption = Annotated[int | None, typer.Option("--axis", min=0, max=2, help="The axis a volume is sliced along.")]
 WindowOption = Annotated[
@@ -77,11 +93,14 @@ def _options(
     del version  # its callback has done it
 
 
-@app.command(epilog="Example: saqm score study/ scan.dcm slides.zip --out scores.csv --jobs 4")
+@app.command(
+    epilog="Examples: saqm score study/ scan.dcm slides.zip --out scores.csv --jobs 4 · "
+    "saqm score volume.nii --axis 2 --model saqm-ct,niqe --out scores.csv --summary summary.csv"
+)
 def score(
     paths: Annotated[list[str], typer.Argument(help="Files, folders, globs, DICOMDIR, .zip of images.")],
     *,
-    model: ModelOption = None,
+    model: ModelsOption = None,
     frame: FrameOption = "all",
     axis: AxisOption = None,
     window: WindowOption = None,
@@ -92,7 +111,12 @@ def score(
         Shown | None, typer.Option("--format", help="On stdout; by itself a table in a terminal, else tsv.")
     ] = None,
     as_json: AsJson = False,
-    maps: Annotated[Path | None, typer.Option("--map", help="Folder for a quality map (PNG) of each image.")] = None,
+    summary: Annotated[
+        Path | None, typer.Option(help="File for median, quartiles and worst frame of each file: .csv, .tsv, .json(l).")
+    ] = None,
+    maps: Annotated[
+        Path | None, typer.Option("--map", help="Folder for a quality map (PNG) of each image; of models only.")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes; the numbers do not depend on it.")] = 1,
     engine: Annotated[Engine, typer.Option(help="What runs the model.")] = "auto",
     resume: Annotated[
@@ -101,12 +125,16 @@ def score(
     max_pixels: MaxPixels = None,
     timestamp: Annotated[bool, typer.Option("--timestamp", help="Note the time in each record.")] = False,
 ) -> None:
-    """Score images: one row for each image, frame or slice, 0 to 100, higher is better.
+    """Score images: one row for each image, frame or slice and model, 0 to 100, higher is better.
 
-    A file that cannot be scored is a row with the reason, and the exit code is 1.
+    A metric keeps its own scale: its value is the raw score, and the row says which direction is better. A file that
+    cannot be scored is a row with the reason, and the exit code is 1.
     """
     from saqm.batch import Settings
     from saqm.image import DEFAULT_MAX_PIXELS
+    from saqm.outputs.summary import Summariser, save_summaries
+    from saqm.outputs.table import format_of
+    from saqm.scorer import scorer_names
 
     if as_json and form not in (None, "json"):
         raise typer.BadParameter(f"--json and --format {form} are two formats; choose one")
@@ -114,8 +142,10 @@ def score(
         raise typer.BadParameter(f"the suffix of --out decides its format; leave --format out, or --out {out}")
     if resume and out is None:
         raise typer.BadParameter("--resume goes on with a result file: name it with --out")
+    if summary is not None:
+        format_of(summary)  # a wrong suffix is told before the work
     settings = Settings(
-        model=model,
+        model=None if model is None else scorer_names(model),
         engine=engine,
         frames=_frames(frame),
         window=_window(window),
@@ -127,11 +157,13 @@ def score(
         created=_now() if timestamp else None,
     )
     names = _found(paths)
-    tally = _Tally()
+    tally = _Tally(None if summary is None else Summariser())
     if out is None:
         _score_to_stdout(names, settings, jobs, form or ("json" if as_json else None), tally)
     else:
         _score_to_file(names, settings, jobs, out, tally, resume=resume)
+    if summary is not None and tally.summariser is not None:
+        save_summaries(tally.summariser.summaries(), summary)
     if out is not None or tally.not_scored:
         _say(f"{tally.scored} scored, {tally.not_scored} not scored{'' if out is None else f': {out}'}")
     if tally.not_scored:
@@ -221,8 +253,9 @@ def evaluate(
 ) -> None:
     """Compare scores with opinion scores: correlations with intervals, beside a constant, the oracle and the readers.
 
-    An image that the model was trained on gets the prediction recorded beside the model file, made by a model that
-    never saw its scene; without one it is listed as a failure. Exit code 1 where some images could not be scored.
+    A metric keeps its own scale: it is turned into the direction of the opinions, and has no RMSE and MAE. An image
+    that the model was trained on gets the prediction recorded beside the model file, made by a model that never saw its
+    scene; without one it is listed as a failure. Exit code 1 where some images could not be scored.
     """
     from saqm.evaluate import evaluate as evaluate_scorer
     from saqm.evaluate import evaluate_predictions
@@ -272,7 +305,9 @@ def evaluate(
         _save_text(out / "evaluation.json", result.to_json())
         _save_text(out / "evaluation.md", result.to_markdown())
         if folds is None:  # the folds have written their own, with the fold of each image
-            write_predictions(out / "predictions.csv", result.rows, result.predictions, [None] * len(result.rows))
+            # a metric's own values are no predictions of opinions, and must not be taken for such by --predictions
+            name = "predictions.csv" if result.orientation is None else "values.csv"
+            write_predictions(out / name, result.rows, result.predictions, [None] * len(result.rows))
     if scatter is not None:
         draw_scatter(result, scatter)
     typer.echo(result.to_json() if as_json else result.to_text(), nl=False)
@@ -306,12 +341,123 @@ def data_folder(
 def data_ct_reader_study(
     root: Annotated[Path, typer.Argument(help="The study's folder: scores.csv and images/.")],
     out: Annotated[Path, typer.Option(help="Manifest to write, .csv or .jsonl.")],
+    organ: Annotated[Literal["abdomen", "brain"] | None, typer.Option(help="One of the two alone.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn the CT reader study (denoised CT, three radiologists) into a manifest."""
+    from dataclasses import replace
+
     from saqm.datasets import ct_reader_study
 
-    _write_manifest(ct_reader_study(root), out, as_json)
+    study = ct_reader_study(root)
+    if organ is not None:
+        study = replace(study, rows=tuple(row for row in study.rows if row.domain == f"ct-{organ}"))
+    _write_manifest(study, out, as_json)
+
+
+Root = Annotated[Path, typer.Argument(help="The set's folder, as its authors give it.")]
+ManifestOut = Annotated[Path, typer.Option("--out", help="Manifest to write, .csv or .jsonl.")]
+Partial = Annotated[bool, typer.Option("--partial", help="Take a part of the set; the manifest says so.")]
+References = Annotated[
+    bool, typer.Option("--references", help="List the undegraded photographs too, without scores: twins for pretrain.")
+]
+
+
+@data.command("tid2013", epilog="Example: saqm data tid2013 tid2013/ --distortions denoised --out tid.csv")
+def data_tid2013(
+    root: Root,
+    *,
+    out: ManifestOut,
+    distortions: Annotated[
+        str | None, typer.Option(help="Numbers 1 to 24 by commas, or denoised: the 125 images of the paper.")
+    ] = None,
+    references: References = False,
+    partial: Partial = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn TID2013 into a manifest: photographs with 24 distortions at 5 levels."""
+    from saqm.datasets import tid2013
+
+    chosen: Sequence[int] | Literal["denoised"] | None = "denoised" if distortions == "denoised" else None
+    if distortions is not None and chosen is None:
+        chosen = _numbers(distortions)
+    _write_manifest(tid2013(root, distortions=chosen, references=references, partial=partial), out, as_json)
+
+
+@data.command("kadid10k", epilog="Example: saqm data kadid10k kadid10k/ --out kadid.csv")
+def data_kadid10k(
+    root: Root, out: ManifestOut, references: References = False, partial: Partial = False, as_json: AsJson = False
+) -> None:
+    """Turn KADID-10k into a manifest: photographs with 25 distortions at 5 levels."""
+    from saqm.datasets import kadid10k
+
+    _write_manifest(kadid10k(root, references=references, partial=partial), out, as_json)
+
+
+@data.command("koniq10k", epilog="Example: saqm data koniq10k koniq10k/ --size 512x384 --out koniq.csv")
+def data_koniq10k(
+    root: Root,
+    out: ManifestOut,
+    size: Annotated[str, typer.Option(help="Which of the set's folders of pictures.")] = "1024x768",
+    partial: Partial = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn KonIQ-10k into a manifest: photographs as people took them."""
+    from saqm.datasets import koniq10k
+
+    _write_manifest(koniq10k(root, size=size, partial=partial), out, as_json)
+
+
+@data.command("live", epilog="Example: saqm data live databaserelease2/ --out live.csv")
+def data_live(
+    root: Root, out: ManifestOut, references: References = False, partial: Partial = False, as_json: AsJson = False
+) -> None:
+    """Turn the LIVE database, release 2, into a manifest: photographs with 5 distortions."""
+    from saqm.datasets import live
+
+    _write_manifest(live(root, references=references, partial=partial), out, as_json)
+
+
+@data.command("csiq", epilog="Example: saqm data csiq csiq/ --out csiq.csv")
+def data_csiq(
+    root: Root, out: ManifestOut, references: References = False, partial: Partial = False, as_json: AsJson = False
+) -> None:
+    """Turn CSIQ into a manifest: photographs with 6 distortions."""
+    from saqm.datasets import csiq
+
+    _write_manifest(csiq(root, references=references, partial=partial), out, as_json)
+
+
+@data.command("ldctiqac2023", epilog="Example: saqm data ldctiqac2023 train/ --scenes patients.csv --out ldct.csv")
+def data_ldctiqac2023(
+    root: Root,
+    out: ManifestOut,
+    scenes: Annotated[
+        str,
+        typer.Option(help="A CSV with the columns image and scene, or image: each one a scene, which leaks content."),
+    ],
+    partial: Partial = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn the low-dose CT challenge of 2023 into a manifest: abdominal slices, scored by radiologists."""
+    from saqm.datasets import ldctiqac2023
+
+    _write_manifest(ldctiqac2023(root, scenes=scenes, partial=partial), out, as_json)
+
+
+@data.command("md72", epilog="Example: saqm data md72 md72/ --out md72.csv")
+def data_md72(root: Root, out: ManifestOut, partial: Partial = False, as_json: AsJson = False) -> None:
+    """Turn the paper's liver ultrasound set into a manifest: 12 scenes, each with 5 versions."""
+    from saqm.datasets import md72
+
+    _write_manifest(md72(root, partial=partial), out, as_json)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"--distortions {text}: numbers by commas, such as 8,9, or denoised") from None
 
 
 def _write_manifest(manifest: Any, out: Path, as_json: bool) -> None:
@@ -327,46 +473,70 @@ def _write_manifest(manifest: Any, out: Path, as_json: bool) -> None:
 
 @models.command("list", epilog="Example: saqm models list")
 def models_list(as_json: AsJson = False) -> None:
-    """The shipped models."""
+    """The shipped models, and the metrics with the parameters that come with them."""
+    from saqm.metrics import METRICS
     from saqm.modelfile import DEFAULT_MODEL, open_model, read_header, shipped
+    from saqm.scorer import parameters_for
 
     headers = {name: read_header(open_model(name)) for name in shipped()}
     if as_json:
         _print_json(
             [
-                {"name": name, "version": header.version, "licence": header.licence, "default": name == DEFAULT_MODEL,
-                 "modalities": list(header.domain.modalities)}
+                {"name": name, "kind": "model", "version": header.version, "licence": header.licence,
+                 "default": name == DEFAULT_MODEL, "modalities": list(header.domain.modalities)}
                 for name, header in headers.items()
             ]
+            + [_described(metric) for metric in METRICS.values()]
         )  # fmt: skip
         return
     for name, header in headers.items():
         default = " (default)" if name == DEFAULT_MODEL else ""
         typer.echo(f"{name}{default}  {header.version}  {', '.join(header.domain.modalities)}  {header.licence}")
+    for metric in METRICS.values():
+        sets = parameters_for(metric)
+        parameters = ", ".join(f"{each} (default)" if each == metric.default else each for each in sets)
+        typer.echo(f"{metric.name}  metric  {metric.direction}  {metric.exact}  {parameters}".rstrip())
 
 
-@models.command("show", epilog="Example: saqm models show saqm-ct")
-def models_show(
-    name: Annotated[str, typer.Argument(help="A shipped model's name, or a model file.")], as_json: AsJson = False
-) -> None:
-    """A model's card; with --json its whole header."""
+@models.command("show", epilog="Examples: saqm models show saqm-ct · saqm models show niqe:ct")
+def models_show(name: ModelArgument, as_json: AsJson = False) -> None:
+    """A model's card, or a metric's line with the card of its parameters; with --json a model's whole header."""
+    from saqm.metrics.parameters import read_parameters_card
     from saqm.modelfile import open_model, read_card, read_header
+    from saqm.scorer import metric_named
 
+    found = metric_named(name)
+    if found is None:
+        if as_json:
+            _print_json(read_header(open_model(name)).model_dump(mode="json"))
+        else:
+            typer.echo(read_card(name))
+        return
+    metric, parameters = found
+    described = _described(metric)
     if as_json:
-        _print_json(read_header(open_model(name)).model_dump(mode="json"))
-    else:
-        typer.echo(read_card(name))
+        _print_json(described)
+        return
+    card = None if parameters is None else read_parameters_card(parameters)
+    for key, value in described.items():
+        if value:
+            typer.echo(f"{key}: {', '.join(value) if isinstance(value, list) else value}")
+    if card is not None:
+        typer.echo(f"\n{card}")
 
 
-@models.command("verify", epilog="Example: saqm models verify mine.onnx")
+@models.command("verify", epilog="Examples: saqm models verify mine.onnx · saqm models verify niqe:mine.safetensors")
 def models_verify(
-    names: Annotated[list[str] | None, typer.Argument(help="Names or files; all shipped ones by themselves.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Models, or metrics for their parameters; all shipped files by themselves."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check the hashes of model files: a changed or damaged one is refused with exit code 2."""
-    from saqm.modelfile import open_model, read_model, shipped
+    """Check the hashes of model and parameter files: a changed or damaged one is refused with exit code 2."""
+    from saqm.scorer import file_sha256, shipped_files
 
-    hashes = {name: read_model(open_model(name)).sha256 for name in names or shipped()}
+    hashes = {name: file_sha256(name) for name in names or shipped_files()}
     if as_json:
         _print_json(hashes)
         return
@@ -374,7 +544,26 @@ def models_verify(
         typer.echo(f"{name}: as it was written, sha256 {sha256}")
 
 
-# The three commands below only hand their options to the training modules, which need the extra `train`.
+def _described(metric: Metric) -> dict[str, Any]:
+    """A metric as JSON has it."""
+    from saqm.scorer import parameters_for
+
+    return {
+        "name": metric.name,
+        "kind": "metric",
+        "title": metric.title,
+        "direction": metric.direction,
+        "range": metric.range,
+        "definition": metric.exact,
+        "remark": metric.remark,
+        "source": metric.source,
+        "smallest": metric.smallest,
+        "parameters": list(parameters_for(metric)),
+        "default": metric.default,
+    }
+
+
+# The commands below only hand their options to the training modules, which need the extra `train`.
 
 
 @app.command(
@@ -448,8 +637,95 @@ def export(
     _print_made(export_command(model, to=to, out=out), as_json)
 
 
+@app.command(
+    epilog="Examples: saqm fit niqe --pristine images/ --out niqe-mine.safetensors · "
+    "saqm fit brisque --manifest study.csv --out brisque-mine.safetensors · "
+    "saqm fit niqe --import modelparameters.mat --out niqe-official.safetensors"
+)
+def fit(
+    metric: Annotated[
+        str | None, typer.Argument(help="niqe, niqe-k, brisque or bliinds; --import can do without.")
+    ] = None,
+    *,
+    pristine: Annotated[
+        list[str] | None, typer.Option(help="Files, folders, globs of pristine images; may be given several times.")
+    ] = None,
+    manifest: Annotated[Path | None, typer.Option(help="Images with opinion scores.")] = None,
+    import_file: Annotated[
+        Path | None, typer.Option("--import", help="The authors' own parameter file, or the folder it is in.")
+    ] = None,
+    mask: MaskOption = "auto",
+    out: Annotated[Path, typer.Option(help="Parameter file to write, .safetensors.")],
+    as_json: AsJson = False,
+) -> None:
+    """Fit a metric's parameters to one's own images, or import the authors'. Then: saqm score --model METRIC:FILE.
+
+    niqe and niqe-k learn from pristine images, brisque and bliinds from opinion scores.
+    """
+    fit_command = _training("fitting", "fit_command")
+    names = None if pristine is None else _found(pristine)
+    with _teaching() as on_step:
+        made = fit_command(
+            metric,
+            pristine=names,
+            manifest=manifest,
+            import_file=import_file,
+            mask=mask,
+            out=out,
+            say=_say,
+            on_step=on_step,
+        )
+    _print_made(made, as_json)
+
+
+@experiment.command(
+    "table2", epilog="Example: saqm experiment table2 --source abdomen.csv --target brain.csv --out t2/"
+)
+def experiment_table2(
+    *,
+    source: Annotated[Path, typer.Option(help="Images with opinion scores, of one domain.")],
+    target: Annotated[Path, typer.Option(help="Images with opinion scores, of another domain.")],
+    out: Annotated[Path, typer.Option(help="Folder for table2.*, and for the runs, which are gone on from.")],
+    both: Annotated[bool, typer.Option("--both", help="Also the other way round.")] = False,
+    folds: Annotated[int, typer.Option(min=2, help="Of the target, apart in scenes.")] = 4,
+    seeds: Annotated[int, typer.Option(min=1, help="How often each configuration is taught.")] = 3,
+    quick: Annotated[bool, typer.Option("--quick", help="Only see it run: the numbers mean nothing.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes, a fold each.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the paper's four configurations, and controls, from one domain to another on scene-disjoint folds."""
+    table2_command, to_markdown = _training("table2", "table2_command"), _training("table2", "to_markdown")
+    with _teaching() as on_step:
+        made = table2_command(
+            source, target, both=both, k=folds, seeds=seeds, quick=quick, jobs=jobs, out=_made(out), on_step=on_step
+        )
+    if as_json:
+        _print_json([json.loads(table.evaluation.to_json()) for table in made])
+    else:
+        typer.echo(to_markdown(made, quick=quick), nl=False)
+
+
+@experiment.command("table3", epilog="Example: saqm experiment table3 --manifest study.csv --out table3/")
+def experiment_table3(
+    *,
+    manifest: Annotated[Path, typer.Option(help="Images with opinion scores, and a reference for some scenes.")],
+    out: Annotated[Path, typer.Option(help="Folder for table3.md, .csv, .json and the plot.")],
+    model: ModelOption = None,
+    folds: Annotated[int, typer.Option(min=2, help="In how many, apart in scenes, metrics are refitted.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the eight classical metrics, as they come and refitted, with a model on the same scored images."""
+    from saqm.manifest import read_manifest
+
+    table3_command = _training("table3", "table3_command")
+    with _teaching() as on_step:
+        made = table3_command(read_manifest(manifest), k=folds, seed=seed, model=model, out=_made(out), on_step=on_step)
+    typer.echo(made.to_json() if as_json else made.to_markdown(), nl=False)
+
+
 def _training(module: str, function: str) -> Any:
-    """A function of the training modules, which import torch at their top."""
+    """A function of the training modules, some of which import torch at their top."""
     from importlib import import_module
 
     try:
@@ -478,7 +754,9 @@ def _teaching() -> Iterator[Callable[[str, int, int, Mapping[str, float]], None]
                 stages[what] = bar.add_task(what, total=steps, shown="")
             speed = bar.tasks[stages[what]].speed
             rate = "" if speed is None else f"{speed:.1f} steps/s"
-            bar.update(stages[what], completed=step, shown=f"loss {logs['loss']:.4f} {rate}")
+            bar.update(
+                stages[what], completed=step, shown=f"loss {logs['loss']:.4f} {rate}" if "loss" in logs else rate
+            )
 
         yield on_step
 
@@ -493,12 +771,16 @@ def _print_made(made: dict[str, Any], as_json: bool) -> None:
 
 
 class _Tally:
-    """Counts rows as they pass."""
+    """Counts rows as they pass, and shows them to a summariser."""
 
-    scored = not_scored = 0
+    def __init__(self, summariser: Summariser | None) -> None:
+        self.scored = self.not_scored = 0
+        self.summariser = summariser
 
     def count(self, records: Iterable[Record]) -> Iterator[Record]:
         for record in records:
+            if self.summariser is not None:
+                self.summariser.note(record)
             if record["status"] == "scored":
                 self.scored += 1
             else:

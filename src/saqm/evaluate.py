@@ -1,6 +1,7 @@
 """How well predictions follow opinion scores, with what certainty, and beside what baselines.
 
-Predictions and opinions stand on the same scale and in the same direction. In the table of an Evaluation a statistic
+Predictions and opinions stand on the same scale and in the same direction; a metric, which keeps its own of both, is
+turned round where it must be, and the Evaluation says so (Orientation). In the table of an Evaluation a statistic
 without value is None and printed as "undefined", never as a number. The statistics themselves: `saqm.statistics`.
 """
 
@@ -156,10 +157,34 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Orientation:
+    """A predictor that keeps its own scale, and how it was brought into the direction of the opinions.
+
+    direction: of its values. turned: whether they were negated before the correlations, so that a positive correlation
+    means agreement with the opinions; a negative one is a metric that runs against its own claim.
+    """
+
+    name: str
+    direction: str
+    turned: bool
+
+    @classmethod
+    def of(cls, name: str, *, higher_is_better: bool, scale: Scale) -> Orientation:
+        """That of a metric of this direction beside opinions on this scale."""
+        direction = "higher is better" if higher_is_better else "lower is better"
+        return cls(name, direction, turned=higher_is_better != scale.higher_is_better)
+
+    def oriented(self, values: Iterable[float | None]) -> list[float | None]:
+        """The values as the correlations take them."""
+        return [-value if value is not None and self.turned else value for value in values]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The results of every predictor on every domain, how they were made, and what could not be scored.
 
-    rows and predictions are the evaluated images, in order; failures are (path, reason).
+    rows and predictions are the evaluated images, in order; failures are (path, reason). orientation: of a metric,
+    whose `predictions` are its own values, while the `results` are in the direction of the opinions.
     """
 
     results: tuple[Result, ...]
@@ -171,6 +196,7 @@ class Evaluation:
     failures: tuple[tuple[str, str], ...] = ()
     rows: tuple[Row, ...] = field(default=(), repr=False)
     predictions: tuple[float, ...] = field(default=(), repr=False)
+    orientation: Orientation | None = None
 
     def result(self, domain: str, name: str = PREDICTION) -> Result:
         """The row of that name. Raises UndefinedScore naming those there are."""
@@ -187,6 +213,7 @@ class Evaluation:
             "seed": self.seed,
             "replicates": self.replicates,
             "manifest_sha256": self.manifest_sha256,
+            "orientation": None if self.orientation is None else asdict(self.orientation),
             "results": [asdict(result) for result in self.results],
             "comparisons": [asdict(c) | {"verdict": c.verdict} for c in self.comparisons],
             "failures": [{"path": path, "reason": reason} for path, reason in self.failures],
@@ -244,6 +271,8 @@ class Evaluation:
             f"Intervals: percentile bootstrap of whole scenes (and of methods, where named), {self.replicates} "
             f"replicates, seed {self.seed}; RMSE and MAE in points of the opinion scale."
         )
+        if self.orientation is not None:
+            yield from self._orientation_remarks(self.orientation)
         yield "* PLCC after a four-parameter logistic fitted on the test data: an upper bound."
         concerned: dict[str, list[str]] = defaultdict(list)
         for result in self.results:
@@ -255,6 +284,20 @@ class Evaluation:
             yield f"Not scored: {len(self.failures)}."
         for path, reason in self.failures:
             yield f"{path}: {reason}"
+
+    def _orientation_remarks(self, orientation: Orientation) -> Iterable[str]:
+        done = "are negated before the correlations" if orientation.turned else "need no turning"
+        yield (
+            f"Orientation: {orientation.name} keeps its own scale ({orientation.direction}); its values {done}, so "
+            "that a correlation above 0 agrees with the opinions, and one below 0 runs against the metric's own claim."
+        )
+        sign = -1 if orientation.turned else 1
+        firsts = {
+            result.domain: result for result in reversed(self.results)
+        }  # a domain's first row is the prediction's
+        raw = [f"{r.domain} {sign * r.srocc:+.3f}" for r in reversed(firsts.values()) if r.srocc is not None]
+        if raw:
+            yield f"SROCC of the values as they are, not turned: {', '.join(raw)}."
 
 
 def evaluate_predictions(
@@ -271,6 +314,7 @@ def evaluate_predictions(
     failures: tuple[tuple[str, str], ...] = (),
     manifest_sha256: str | None = None,
     made: str | None = None,
+    orientation: Orientation | None = None,
 ) -> Evaluation:
     """Results of out-of-fold `predictions`, domain by domain and in all.
 
@@ -279,9 +323,11 @@ def evaluate_predictions(
     judged_only: leave out the anchors. others: further predictors by name, compared with the first. by_seed: the same
     predictor trained from other seeds, whose spread is shown apart from the images' intervals.
     made: in place of what `by` says, how the predictions were made, in words for the protocol.
+    orientation: where `predictions` (not `others`) keep a scale of their own; they have no RMSE and MAE then.
     Raises UndefinedScore for a prediction that is not finite, a list of another length, or nothing to evaluate.
     """
-    predictors = {name: predictions, **(others or {})}
+    oriented = predictions if orientation is None else orientation.oriented(predictions)
+    predictors = {name: oriented, **(others or {})}
     for label, values in [*predictors.items(), *(("seed", values) for values in by_seed)]:
         if len(values) != len(rows):
             raise UndefinedScore(f"{label}: {len(values)} predictions for {len(rows)} rows")
@@ -314,9 +360,8 @@ def evaluate_predictions(
         for label, values in columns.items():
             if any(value is not None for value in values):
                 own_seeds = by_seed_here if label == name else ()
-                results.append(
-                    _result(domain, label, here, values, seed=seed, replicates=replicates, by_seed=own_seeds)
-                )
+                found = _result(domain, label, here, values, seed=seed, replicates=replicates, by_seed=own_seeds)
+                results.append(found if orientation is None or label != name else _without_errors(found))
         if len({row.scene for row in here}) > 1:
             results.append(_constant_result(domain, here))
         results += _reader_results(domain, here, seed, replicates)
@@ -333,10 +378,25 @@ def evaluate_predictions(
     protocol += "; judged images only" if judged_only else "; anchors fixed by the protocol of the study included"
     if len(kept) < len(wanted):
         protocol += f"; {len(wanted) - len(kept)} of {len(wanted)} images have no prediction"
-    known = tuple(float(value) for value in table[name] if value is not None)
+    known = tuple(float(value) for i in kept if (value := predictions[i]) is not None)
     return Evaluation(
-        tuple(results), comparisons, protocol, seed, replicates, manifest_sha256, failures, tuple(chosen), known
+        tuple(results),
+        comparisons,
+        protocol,
+        seed,
+        replicates,
+        manifest_sha256,
+        failures,
+        tuple(chosen),
+        known,
+        orientation,
     )
+
+
+def _without_errors(result: Result) -> Result:
+    """The row of a predictor whose values are no points of the opinion scale."""
+    note = "RMSE and MAE are left out: its values are not on the scale of the opinions"
+    return replace(result, rmse=None, mae=None, notes=(*result.notes, note))
 
 
 def _result(
@@ -483,23 +543,27 @@ def evaluate(
 ) -> Evaluation:
     """Score every image of a manifest that has an opinion score, and evaluate. One broken file is one listed failure.
 
-    Scores of 0..100 are put on the manifest's scale. An image that the model was trained on (its header lists them by
-    SHA-256) gets the out-of-fold prediction recorded beside the model file instead, and is a failure without one:
-    a model is not tested on what it was taught. `as_trained` scores it all the same, and the protocol says so.
+    Scores of 0..100 are put on the manifest's scale; a metric keeps its own (Orientation). An image that the model was
+    trained on (its header lists them by SHA-256, as fitted parameters of a metric do) gets the out-of-fold prediction
+    recorded beside the model file instead, and is a failure without one: a model is not tested on what it was taught.
+    `as_trained` scores it all the same, and the protocol says so.
     Raises ManifestError for a manifest without scale, UndefinedScore when no image has a prediction.
     """
     from saqm.image import read_image, sha256_of
-    from saqm.scorer import ModelScorer, score
+    from saqm.scorer import MetricScorer, ModelScorer, score
 
     if manifest.scale is None:
         normalised(0, None)  # says how to give one
     rows = [row for row in manifest.rows if row.score is not None and (row.judged or not judged_only)]
     trained_on: frozenset[str] = frozenset()
-    recorded = _Recorded()
-    if isinstance(scorer, ModelScorer):
-        trained_on = frozenset(scorer.header.training.images_sha256)
-        if trained_on and not as_trained:
-            recorded = _Recorded.read(out_of_fold_path(scorer.engine.path))
+    recorded, orientation = _Recorded(), None
+    if isinstance(scorer, ModelScorer | MetricScorer):
+        trained_on = scorer.trained_on
+    if isinstance(scorer, ModelScorer) and trained_on and not as_trained:
+        recorded = _Recorded.read(out_of_fold_path(scorer.engine.path))
+    if isinstance(scorer, MetricScorer) and manifest.scale is not None:
+        better = scorer.metric.higher_is_better
+        orientation = Orientation.of(scorer.name, higher_is_better=better, scale=manifest.scale)
     seen: list[str | None] = []  # SHA-256 of each row that was trained on
 
     def predict(row: Row) -> float | None:
@@ -508,8 +572,10 @@ def evaluate(
             seen[-1] = sha256
             if not as_trained:
                 return recorded.prediction(sha256, row)
-        value = score(read_image(row.path), scorer).score
-        return None if value is None else _on_scale(value / 100, manifest.scale)
+        found = score(read_image(row.path), scorer)
+        if orientation is not None:
+            return found.score_raw
+        return None if found.score is None else _on_scale(found.score / 100, manifest.scale)
 
     predictions, failures = predict_rows(rows, predict)
     if failures and len(failures) == len(rows):
@@ -532,6 +598,7 @@ def evaluate(
         failures=failures,
         manifest_sha256=manifest.sha256,
         made=made if count else None,
+        orientation=orientation,
     )
 
 

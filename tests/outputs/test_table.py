@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator
@@ -45,15 +46,29 @@ REFUSED: dict[str, object] = {
     "reasons": ["empty file"],
     "warnings": [],
 }
+METRIC: dict[str, object] = {
+    **SCORED,
+    "score": None,
+    "score_raw": 4.75,
+    "interval": None,
+    "model": {"name": "niqe", "version": "1", "sha256": "ef" * 32, "engine": "numpy", "direction": "lower is better",
+              "definition": "exact"},
+    "preparation": {"judged_share": 0.8, "snap": True, "flat_fraction": 0.01, "parameters": "niqe-natural",
+                    "options": {"eps": 1e-8}},
+    "patches": None,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json"])
 def test_what_is_written_is_read_back(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"scores.{suffix}"
-    table.save_records([SCORED, REFUSED], path)
-    first, second = table.read_records(path)
+    table.save_records([SCORED, REFUSED, METRIC], path)
+    first, second, third = table.read_records(path)
     assert table.flatten(first) == table.flatten(SCORED)
     assert table.flatten(second) == table.flatten(REFUSED)
+    assert table.flatten(third) == table.flatten(METRIC)
+    assert third["model"] == METRIC["model"]
+    assert (third["score"], third["score_raw"]) == (None, 4.75)
     assert second["score"] is None
     assert second["reasons"] == ["empty file"]
 
@@ -205,3 +220,27 @@ def test_the_terminal_table_names_a_shared_folder_once_and_a_reason_without_the_
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert text.count("/long/folder/") == 1
     assert "empty file" in text
+
+
+def shown(*records: table.Record) -> list[str]:
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=200)
+    console.print(table.table(records))
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return text.splitlines()
+
+
+def test_the_terminal_table_names_metrics_and_their_direction() -> None:
+    _, head, model, metric = shown(SCORED, METRIC)
+    assert head.split() == ["file", "model", "score", "raw", "better", "judged", "modality", "notes"]
+    assert re.search(r"default +63\.3 +-0\.100 +higher +60% +CT", model)
+    assert re.search(r"niqe +- +4\.750 +lower +80% +CT", metric)
+
+
+def test_a_small_value_of_a_metric_is_not_rounded_away() -> None:
+    assert "0.0002346" in shown({**METRIC, "score_raw": 0.00023456})[1]
+
+
+def test_the_terminal_table_of_one_model_is_without_its_name() -> None:
+    assert shown(SCORED, REFUSED)[0].split() == ["file", "score", "raw", "judged", "modality", "notes"]

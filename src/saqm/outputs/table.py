@@ -45,7 +45,9 @@ def _column(way: str, kind: Kind = "text") -> Column:
     return Column(way.replace(".", "_"), tuple(way.split(".")), kind)
 
 
-COLUMNS: tuple[Column, ...] = (
+Columns = tuple[Column, ...]
+
+COLUMNS: Columns = (
     _column("path"),
     _column("sha256"),
     _column("frame", "integer"),
@@ -69,6 +71,8 @@ COLUMNS: tuple[Column, ...] = (
     _column("model.version"),
     _column("model.sha256"),
     _column("model.engine"),
+    _column("model.direction"),
+    _column("model.definition"),
     _column("preparation.channels"),
     _column("preparation.mean", "numbers"),
     _column("preparation.sd", "numbers"),
@@ -79,6 +83,10 @@ COLUMNS: tuple[Column, ...] = (
     _column("preparation.mask", "object"),
     _column("preparation.judged_share", "number"),
     _column("preparation.steps", "object"),
+    _column("preparation.snap", "flag"),
+    _column("preparation.flat_fraction", "number"),
+    _column("preparation.parameters"),
+    _column("preparation.options", "object"),
     _column("patches.used", "integer"),
     _column("patches.masked", "integer"),
     _column("warnings", "texts"),
@@ -100,18 +108,22 @@ def flatten(record: Record) -> dict[str, object]:
     return {column.name: _value(record, column.way) for column in COLUMNS}
 
 
-def write_records(records: Iterable[Record], stream: IO[str], form: TextFormat) -> None:
-    """Write records one by one to an open text stream, flushed after each, so that a pipe sees them as they come."""
-    writers: dict[TextFormat, Callable[[Iterable[Record], IO[str]], None]] = {
-        "csv": _write_csv,
-        "tsv": _write_tsv,
-        "jsonl": _write_jsonl,
-        "json": _write_json,
-    }
-    writers[form](records, stream)
+def write_records(records: Iterable[Record], stream: IO[str], form: TextFormat, columns: Columns = COLUMNS) -> None:
+    """Write records one by one to an open text stream, flushed after each, so that a pipe sees them as they come.
+
+    `columns` are those of CSV and TSV; other records than scores bring their own.
+    """
+    if form == "csv":
+        _write_separated(records, stream, columns, separator=",", missing="", guard=True)
+    elif form == "tsv":
+        _write_separated(records, stream, columns, separator="\t", missing=TSV_MISSING, guard=False)
+    elif form == "jsonl":
+        _write_jsonl(records, stream)
+    else:
+        _write_json(records, stream)
 
 
-def save_records(records: Iterable[Record], path: str | Path) -> None:
+def save_records(records: Iterable[Record], path: str | Path, columns: Columns = COLUMNS) -> None:
     """Write records to a file of the format its suffix names: beside it first, put in its place when all are there.
 
     Whatever goes wrong, what stood at `path` stays whole. Raises OutputError where it cannot be written, and
@@ -120,10 +132,10 @@ def save_records(records: Iterable[Record], path: str | Path) -> None:
     path = Path(path)
     form = format_of(path)
     if form == "parquet":
-        _save_parquet(records, path)
+        _save_parquet(records, path, columns)
         return
     with replacing(path) as temporary, _opened(temporary, "w") as stream:
-        write_records(records, stream, form)
+        write_records(records, stream, form, columns)
 
 
 def read_records(path: str | Path) -> Iterator[Record]:
@@ -156,16 +168,22 @@ def read_records(path: str | Path) -> Iterator[Record]:
 
 
 def table(records: Iterable[Record]) -> Table:
-    """The table for the terminal: file, score, raw value, share of the windows judged, modality, notes."""
+    """The table for the terminal: file, score, raw value, share judged (of the windows, or of the picture), notes.
+
+    Where there are several models, or a metric, it names them, and which direction of a raw value is better.
+    """
     from rich.table import Table
     from rich.text import Text
 
     cells = [flatten(record) for record in records]
     folder = _common_folder([str(row["path"]) for row in cells])
+    named = len({row["model_name"] for row in cells} - {None}) > 1 or any(row["model_direction"] for row in cells)
     title = Text(printable(f"in {folder}")) if folder else None
     made = Table(title=title, title_justify="left", title_style="dim", box=None, pad_edge=False, header_style="bold")
     made.add_column("file", overflow="fold", ratio=3)
-    for name in ("score", "raw", "judged"):
+    if named:
+        made.add_column("model", overflow="fold")
+    for name in ("score", "raw", *(["better"] if named else []), "judged"):
         made.add_column(name, justify="right", no_wrap=True)
     made.add_column("modality", no_wrap=True)
     made.add_column("notes", overflow="fold", ratio=4)
@@ -173,11 +191,14 @@ def table(records: Iterable[Record]) -> Table:
         path = str(row["path"])
         frame = "" if row["frame"] is None else f" [{row['frame']}]"
         notes = [note.removeprefix(f"{path}: ") for note in _texts(row["reasons"]) + _texts(row["warnings"])]
+        better = str(row["model_direction"] or "higher is better").removesuffix(" is better")
         made.add_row(
             Text(printable(path[len(folder) :] + frame)),
+            *([Text(printable(row["model_name"] or "-"))] if named else []),
             Text(_rounded(row["score"], "{:.1f}"), style="bold"),
-            _rounded(row["score_raw"], "{:.3f}"),
-            _rounded(_share(row["patches_used"], row["patches_masked"]), "{:.0%}"),
+            _rounded(row["score_raw"], "{:#.4g}" if row["model_direction"] else "{:.3f}"),
+            *([Text(printable(better))] if named else []),
+            _rounded(_share(row), "{:.0%}"),
             Text(printable(row["modality"] or "-")),
             Text(printable(LIST_SEPARATOR.join(notes))),
         )
@@ -198,23 +219,17 @@ def _value(record: Record, way: tuple[str | int, ...]) -> object:
     return value
 
 
-def _write_csv(records: Iterable[Record], stream: IO[str]) -> None:
-    _write_separated(records, stream, ",", missing="", guard=True)
-
-
-def _write_tsv(records: Iterable[Record], stream: IO[str]) -> None:
-    _write_separated(records, stream, "\t", missing=TSV_MISSING, guard=False)
-
-
-def _write_separated(records: Iterable[Record], stream: IO[str], separator: str, missing: str, guard: bool) -> None:
+def _write_separated(
+    records: Iterable[Record], stream: IO[str], columns: Columns, *, separator: str, missing: str, guard: bool
+) -> None:
     writer = csv.writer(stream, delimiter=separator, lineterminator="\n")
-    writer.writerow([column.name for column in COLUMNS])
+    writer.writerow([column.name for column in columns])
     for record in records:
-        cells = [_cell(_value(record, column.way), column.kind) or missing for column in COLUMNS]
+        cells = [_cell(_value(record, column.way), column.kind) or missing for column in columns]
         if guard:  # numbers keep their minus sign; only text can carry a formula
             cells = [
                 "'" + cell if column.kind in _CARRIES_TEXT and cell.startswith(_FORMULA) else cell
-                for cell, column in zip(cells, COLUMNS, strict=True)
+                for cell, column in zip(cells, columns, strict=True)
             ]
         writer.writerow(cells)
         stream.flush()
@@ -234,7 +249,7 @@ def _write_json(records: Iterable[Record], stream: IO[str]) -> None:
     stream.write("\n]\n" if before != "[\n" else "[]\n")
 
 
-def _save_parquet(records: Iterable[Record], path: Path) -> None:
+def _save_parquet(records: Iterable[Record], path: Path, columns: Columns) -> None:
     try:
         import polars
     except ImportError as error:
@@ -248,10 +263,10 @@ def _save_parquet(records: Iterable[Record], path: Path) -> None:
         "numbers": polars.List(polars.Float64),
         "object": polars.String,
     }
-    schema = {column.name: types[column.kind] for column in COLUMNS}
+    schema = {column.name: types[column.kind] for column in columns}
     with replacing(path) as temporary:
         rows = [
-            {c.name: _cell(v, c.kind) or None if c.kind == "object" else v for c in COLUMNS for v in [_value(r, c.way)]}
+            {c.name: _cell(v, c.kind) or None if c.kind == "object" else v for c in columns for v in [_value(r, c.way)]}
             for r in records
         ]
         polars.DataFrame(rows, schema=schema).write_parquet(temporary)
@@ -316,9 +331,11 @@ def _rounded(value: object, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def _share(used: object, masked: object) -> float | None:
+def _share(row: Mapping[str, object]) -> object:
+    """Of the windows, where there are windows; else of the picture."""
+    used, masked = row["patches_used"], row["patches_masked"]
     if not isinstance(used, int) or not isinstance(masked, int) or used + masked == 0:
-        return None
+        return row["preparation_judged_share"] if row["model_direction"] else None
     return used / (used + masked)
 
 
