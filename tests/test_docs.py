@@ -8,6 +8,7 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -35,9 +36,9 @@ def blocks(page: Path, *languages: str) -> Iterator[str]:
 
 
 @cache
-def generator() -> ModuleType:
-    """docs/generate_cli.py, which knows every command from its signature."""
-    spec = importlib.util.spec_from_file_location("generate_cli", ROOT / "docs" / "generate_cli.py")
+def generator(script: str = "generate_cli") -> ModuleType:
+    """A script of docs/: generate_cli knows every command from its signature, generate_metrics every metric."""
+    spec = importlib.util.spec_from_file_location(script, ROOT / "docs" / f"{script}.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -79,6 +80,24 @@ def wrong_with(words: list[str]) -> str | None:
 
 def test_the_reference_of_the_commands_is_up_to_date() -> None:
     assert generator().PAGE.read_text(encoding="utf-8") == generator().page(), "run `make docs`"
+
+
+def test_the_cards_of_the_metrics_are_up_to_date() -> None:
+    cards = generator("generate_metrics")
+    assert cards.PAGE.read_text(encoding="utf-8") == cards.page(), "run `make docs`"
+
+
+def test_a_sentence_about_the_metrics_that_was_not_measured_is_not_written() -> None:
+    cards = generator("generate_metrics")
+    laws = cards.read_laws()
+    assert len(list(cards.summary(laws))) == len(list(cards.claims(laws)))
+    turned = {
+        key: replace(row, obeyed=None if row.obeyed is None else 1 - row.obeyed, worst_span=1.0)
+        for key, row in laws.items()
+    }
+    assert not any(holds for _, holds in cards.claims(turned))
+    with pytest.raises(ValueError, match=r"laws\.csv does not bear this sentence"):
+        list(cards.summary(turned))
 
 
 def test_every_command_has_its_section_with_an_example_of_itself() -> None:
