@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from saqm import loop
 from saqm.errors import MissingExtra, TrainingError
-from saqm.loop import WARM_UP_STEPS, Log, LoopConfig, Step, fit, save_curve
+from saqm.loop import WARM_UP_STEPS, Group, Log, LoopConfig, Step, fit, save_curve
 
 STEPS = 12
 CONFIG = LoopConfig(
@@ -33,8 +34,8 @@ class Line:
         self.steps = steps
         self.spoil = spoil or (lambda step, loss, features: (loss, features))  # noqa: ARG005
 
-    def parameters(self) -> list[nn.Parameter]:
-        return list(self.module.parameters())
+    def parameters(self) -> list[Group]:
+        return [Group(list(self.module.parameters()))]
 
     def loss(self, step: int, rng: np.random.Generator) -> Step:
         x = torch.from_numpy(rng.standard_normal((16, 3), np.float32))
@@ -137,6 +138,76 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path, seed: 
     taught(tmp_path)
     with pytest.raises(TrainingError, match=r"checkpoint.safetensors is of a run with another configuration; choose"):
         taught(tmp_path, seed, config)
+
+
+def test_a_run_from_before_momentum_was_a_choice_goes_on(tmp_path: Path) -> None:
+    taught(tmp_path)
+    with safetensors.safe_open(tmp_path / "checkpoint.safetensors", framework="pt") as file:
+        mark = json.loads(file.metadata()["configuration"])
+    assert mark.keys() == {
+        "learning_rate", "optimiser", "weight_decay", "schedule", "clip_norm", "precision", "accelerator", "devices",
+        "checkpoint_every", "seed", "steps",
+    }  # fmt: skip
+    with pytest.raises(TrainingError, match="another configuration"):
+        taught(tmp_path, config=replace(CONFIG, momentum=0.5))
+
+
+def test_what_else_marks_a_run_is_minded(tmp_path: Path) -> None:
+    fit(Line(), CONFIG, seed=5, folder=tmp_path, also={"alignment": {"weight": 1.0}})
+    fit(Line(), CONFIG, seed=5, folder=tmp_path, also={"alignment": {"weight": 1.0}})
+    for other in ({"alignment": {"weight": 2.0}}, None):
+        with pytest.raises(TrainingError, match="another configuration"):
+            fit(Line(), CONFIG, seed=5, folder=tmp_path, also=other)
+
+
+# Groups
+
+
+class Grouped(Line):
+    """The last layer at a pace of its own."""
+
+    def __init__(self, pace: float, spoil: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None):
+        super().__init__(spoil=spoil)
+        self.pace = pace
+
+    def parameters(self) -> list[Group]:
+        return [Group(list(self.module[:3].parameters())), Group(list(self.module[3].parameters()), self.pace)]
+
+
+def test_a_group_is_taught_at_its_pace() -> None:
+    one = replace(CONFIG, optimiser="adam", weight_decay=0, clip_norm=None, schedule="constant")
+    moved = []
+    for pace in (1.0, 3.0):
+        task = Grouped(pace)
+        before = [parameter.detach().clone() for parameter in task.module.parameters()]
+        with pytest.raises(Stopped):
+            fit(task, one, seed=5, on_step=stop_after(1))
+        moved.append([float((p.detach() - b).norm()) for p, b in zip(task.module.parameters(), before, strict=True)])
+    assert moved[1][:4] == moved[0][:4]
+    assert moved[1][4:] == pytest.approx([3 * distance for distance in moved[0][4:]], rel=1e-4)
+
+
+def test_groups_are_clipped_apart() -> None:
+    """A group with a huge gradient takes nothing from another's."""
+    sgd = replace(CONFIG, optimiser="adam", weight_decay=0, clip_norm=0.5, schedule="constant")
+    found = []
+    for grouped in (True, False):
+        task = Grouped(1.0) if grouped else Line()
+        with pytest.raises(Stopped):
+            fit(task, sgd, seed=5, on_step=stop_after(1))
+        found.append([float(p.grad.norm()) for p in task.module.parameters() if p.grad is not None])
+    norms = [float(np.linalg.norm(found[0][:4])), float(np.linalg.norm(found[0][4:])), float(np.linalg.norm(found[1]))]
+    assert norms == pytest.approx([0.5, 0.5, 0.5], rel=1e-3)
+
+
+def test_a_grouped_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    whole, stopped = Grouped(3.0), Grouped(3.0)
+    fit(whole, CONFIG, seed=5)
+    with pytest.raises(Stopped):
+        fit(stopped, CONFIG, seed=5, folder=tmp_path, on_step=stop_after(8))
+    again = Grouped(3.0)
+    fit(again, CONFIG, seed=5, folder=tmp_path)
+    assert weights(again) == weights(whole)
 
 
 def test_a_checkpoint_of_another_length_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The paper, line by line: Table 1, Eqs 1 to 3, and the arithmetic that docs/paper.md quotes.
+"""The paper, line by line: Table 1, Eqs 1 to 5, and the arithmetic that docs/paper.md quotes.
 
 Tliba et al., Deep-based quality assessment of medical images through domain adaptation, ICIP 2022 (arXiv 2210.10533).
 """
@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from saqm.adaptation import ALIGNMENTS, Aligner, reverse_gradient, self_test
 from saqm.network import SAQM, TABLE_1, Architecture, attend, multiply_accumulates
 from saqm.recipes import RECIPES
 
@@ -202,3 +203,33 @@ def test_width_scales_every_row() -> None:
     half = SAQM(Architecture(width=1 / 2), seed=0)
     convolutions = [layer.out_channels for layer in half.value if isinstance(layer, nn.Conv2d)]
     assert convolutions == [number // 2 for kind, number in TABLE_1 if kind == "conv"] + [256]
+
+
+# Eqs 4 and 5: gradient reversal and domain classifier
+
+
+def test_equation_4_is_the_identity_forward_and_minus_lambda_backward() -> None:
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(6)).requires_grad_()
+    reversed_x = reverse_gradient(x, 0.25)
+    assert torch.equal(reversed_x, x)
+    (gradient,) = torch.autograd.grad(reversed_x.sum(), x)
+    assert torch.equal(gradient, torch.full_like(x, -0.25))
+
+
+def test_equation_5_has_no_lambda_and_a_classifier_like_the_quality_head(paper: SAQM) -> None:
+    aligner = Aligner(ALIGNMENTS["paper"], paper.architecture.features, seed=0)
+    assert count(aligner) == 131_585  # 512-256-1
+    features = torch.rand(6, 512, generator=torch.Generator().manual_seed(7))
+    assert [aligner(features, features, progress).logs["strength"] for progress in (0.0, 0.5, 1.0)] == [1, 1, 1]
+
+
+def test_equation_5_is_cross_entropy_of_the_domain_on_the_features_as_they_are(
+    small: SAQM, windows: torch.Tensor
+) -> None:
+    source, target = small.embed(windows), small.embed(1 - windows)
+    aligner = Aligner(ALIGNMENTS["paper"], small.architecture.features, seed=0)
+    assert aligner.classifier is not None
+    logit, domain = aligner.classifier(torch.cat([source, target])), torch.tensor([0.0] * 4 + [1.0] * 4)
+    expected = nn.functional.binary_cross_entropy_with_logits(logit, domain)
+    torch.testing.assert_close(aligner(source, target, 0.5).loss, expected)
+    self_test(aligner, source, target, small.tower_parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,25 +14,24 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from scipy import ndimage, stats
 
+from saqm.adaptation import ALIGNMENTS
 from saqm.degradations import LADDERS, noise
 from saqm.errors import ImageError, NotScorable, TrainingError
+from saqm.frozen import DENSE_STRIDE, Features, Picture
 from saqm.image import Image, from_array
 from saqm.loop import LoopConfig
 from saqm.manifest import Manifest, Row, Scale
 from saqm.network import SAQM, Architecture
+from saqm.opinions import LEAST_APART, Ladder, OpinionTask, Sample, distance
 from saqm.patches import cut, luminance, pool
-from saqm.recipes import RECIPES, Recipe
+from saqm.recipes import RECIPES, Recipe, Side
 from saqm.train import (
-    DENSE_STRIDE,
-    LEAST_APART,
     ORDERED_RUNGS,
-    Ladder,
-    OpinionTask,
-    Sample,
-    _distance,
+    Cache,
     adopt_towers,
     make_ladders,
     predict,
+    read_material,
     read_samples,
     read_versions,
     train,
@@ -83,7 +83,12 @@ def noise_ladders(count: int, first: int) -> list[Ladder]:
     return made
 
 
-def predictions(network: SAQM, images: list[Image]) -> list[float]:
+def pixels(picture: Picture) -> Image:
+    assert isinstance(picture, Image)
+    return picture
+
+
+def predictions(network: SAQM, images: Sequence[Picture]) -> list[float]:
     return [predict(network, one, HEADS.preparation) for one in images]
 
 
@@ -171,7 +176,7 @@ def test_folded_heads_judge_plain_features_as_the_heads_judged_standardised_ones
         torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
     task = OpinionTask(network, samples, [], HEADS)
     with torch.inference_mode():
-        inside = [network.judge(features) for features in task._inputs if isinstance(features, torch.Tensor)]
+        inside = [network.judge(features) for features in task.inputs if isinstance(features, torch.Tensor)]
     task.fold_in()
     for sample, output in zip(samples, inside, strict=True):
         wanted = pool(output.score.numpy(), output.weight.numpy())
@@ -181,7 +186,7 @@ def test_folded_heads_judge_plain_features_as_the_heads_judged_standardised_ones
 
 def test_standardised_features_have_mean_0_and_sd_1() -> None:
     task = OpinionTask(SAQM(TINY, seed=0), two_kinds()[:4], [], HEADS)
-    features = torch.cat([source for source in task._inputs if isinstance(source, torch.Tensor)])
+    features = torch.cat([source for source in task.inputs if isinstance(source, torch.Tensor)])
     torch.testing.assert_close(features.mean(0), torch.zeros(TINY.features), atol=1e-4, rtol=0)
     assert (features.std(0) < 1.001).all()
 
@@ -194,7 +199,7 @@ def test_standardised_features_have_mean_0_and_sd_1() -> None:
 def test_loss_is_nothing_at_the_perfect_logit_and_rises_on_both_sides(loss: str, score: float) -> None:
     truth = torch.tensor(score)
     logits = truth.logit() + torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])
-    losses = _distance(logits, truth, loss)
+    losses = distance(logits, truth, loss)
     assert float(losses[2]) == pytest.approx(0, abs=1e-6)
     assert (losses[:3].diff() < 0).all()
     assert (losses[2:].diff() > 0).all()
@@ -202,7 +207,7 @@ def test_loss_is_nothing_at_the_perfect_logit_and_rises_on_both_sides(loss: str,
 
 @pytest.mark.parametrize("score", [0.0, 1.0])
 def test_loss_is_finite_at_the_ends_of_the_scale(score: float) -> None:
-    losses = _distance(torch.tensor([-30.0, 0.0, 30.0]), torch.tensor(score), "bce")
+    losses = distance(torch.tensor([-30.0, 0.0, 30.0]), torch.tensor(score), "bce")
     assert losses.isfinite().all()
     assert losses.min() == pytest.approx(0, abs=1e-6)
 
@@ -338,15 +343,15 @@ def test_samples_are_the_scored_rows_with_one_best(manifest: Manifest) -> None:
         (0.0, 1.0, "ct-made"),
         (0.5, 0.5, "ct-made"),
     ]
-    np.testing.assert_allclose(luminance(samples[1].image), np.trunc(texture(1)), atol=1e-3)
+    np.testing.assert_allclose(luminance(pixels(samples[1].image)), np.trunc(texture(1)), atol=1e-3)
 
 
 def test_versions_know_scene_and_maker_and_no_score(manifest: Manifest) -> None:
     versions = read_versions(manifest.rows)
     assert [(one.scene, one.maker, one.reference) for one in versions] == [
         ("s", None, True),
-        ("s", "ct-made net", False),
-        ("s", "ct-made net", False),
+        ("s", "net", False),
+        ("s", "net", False),
     ]
     assert not hasattr(versions[0], "score")
 
@@ -356,13 +361,56 @@ def test_ladders_go_down_from_every_reference(manifest: Manifest) -> None:
     assert len(ladders) == len(ORDERED_RUNGS)
     for ladder, strengths in zip(ladders, ORDERED_RUNGS.values(), strict=True):
         assert len(ladder.rungs) == 1 + len(strengths)
-        first = ladder.rungs[0]
-        assert all(np.array_equal(rung.mask, first.mask) for rung in ladder.rungs)
-        distances = [float(np.square(rung.pixels - first.pixels).mean()) for rung in ladder.rungs]
+        first, *worse = [pixels(rung) for rung in ladder.rungs]
+        assert all(np.array_equal(rung.mask, first.mask) for rung in worse)
+        distances = [float(np.square(rung.pixels - first.pixels).mean()) for rung in (first, *worse)]
         assert distances == sorted(set(distances))
-    again, other = make_ladders(manifest.rows, seed=0), make_ladders(manifest.rows, seed=1)
-    np.testing.assert_array_equal(ladders[0].rungs[1].pixels, again[0].rungs[1].pixels)
-    assert not np.array_equal(ladders[0].rungs[1].pixels, other[0].rungs[1].pixels)
+    same, again, other = (pixels(make_ladders(manifest.rows, seed=seed)[0].rungs[1]).pixels for seed in (0, 0, 1))
+    np.testing.assert_array_equal(same, again)
+    assert not np.array_equal(same, other)
+
+
+def test_ladders_of_two_sides_share_no_noise(manifest: Manifest) -> None:
+    sides: dict[Side, Manifest] = {"source": manifest, "target": manifest}
+    recipe = teaching(RECIPES["pooled"], ladders=0.3)
+    made = read_material(sides, recipe, seed=0).ladders
+    assert [ladder.side for ladder in made] == ["source"] * 4 + ["target"] * 4
+    for one, other in zip(made[:4], made[4:], strict=True):
+        assert np.array_equal(pixels(one.rungs[0]).pixels, pixels(other.rungs[0]).pixels)
+    assert not np.array_equal(pixels(made[0].rungs[1]).pixels, pixels(made[4].rungs[1]).pixels)  # noise
+
+
+def test_a_target_without_references_has_ladders_where_rank_aligns_it(manifest: Manifest) -> None:
+    plain = replace(manifest, rows=tuple(replace(row, reference=False) for row in manifest.rows))
+    recipe = teaching(replace(RECIPES["unsupervised"], alignment=ALIGNMENTS["rank"]), ladders=0.0)
+    made = read_material({"source": manifest, "target": plain}, recipe, seed=0).ladders
+    assert [ladder.side for ladder in made] == ["target"] * 4 * len(plain.rows)
+
+
+def test_a_cache_reads_each_file_once_and_gives_what_the_task_would_make(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, recipe = SAQM(TINY, seed=0), teaching(RECIPES["pooled"], features="32", ladders=0.3)
+    recipe = replace(recipe, architecture=TINY)
+    sides: dict[Side, Manifest] = {"source": manifest, "target": manifest}
+    cache = Cache(network, recipe)
+    plain, cached = (read_material(sides, recipe, seed=0, look=look) for look in (None, cache))
+    wanted, found = (OpinionTask(network, one.samples, one.ladders[:4], recipe) for one in (plain, cached))
+    for ours, theirs in zip(
+        [*found.inputs, *(r for ladder in found.ladders for r in ladder)],
+        [*wanted.inputs, *(r for ladder in wanted.ladders for r in ladder)],
+        strict=True,
+    ):
+        assert isinstance(ours, torch.Tensor)
+        assert isinstance(theirs, torch.Tensor)
+        torch.testing.assert_close(ours, theirs)
+    path = manifest.rows[0].path
+    image = pixels(plain.samples[0].image)
+    assert predict(network, cache.for_scoring(path), recipe.preparation) == pytest.approx(
+        predict(network, image, recipe.preparation), abs=1e-6
+    )
+    monkeypatch.setattr(Features, "__call__", None)  # nothing is computed again
+    assert cache(path) is cached.samples[0].image
 
 
 def test_a_file_that_cannot_be_read_is_named(manifest: Manifest, tmp_path: Path) -> None:

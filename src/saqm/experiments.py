@@ -13,19 +13,32 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from saqm.adapt import window_statistics
 from saqm.errors import ImageError, TrainingError
 from saqm.evaluate import Evaluation, evaluate_predictions
 from saqm.export import export_onnx, load_network, save_network
+from saqm.frozen import Picture
 from saqm.image import Image, read_image
-from saqm.loop import Log, save_curve
+from saqm.loop import Log, described, save_curve
 from saqm.manifest import Fold, Manifest, Row, Scale, check_disjoint, folds, read_manifest
 from saqm.modelfile import Architecture as HeaderArchitecture
-from saqm.modelfile import Domain, ModelHeader, PreparationPolicy, ScoreScale, Training
+from saqm.modelfile import Domain, FeatureStatistics, ModelHeader, PreparationPolicy, ScoreScale, Training
 from saqm.network import SAQM
 from saqm.outputs.predictions import mean_of_seeds, write_predictions
 from saqm.pretrain import TWO_STAGES, PretrainConfig, Version, pretrain
-from saqm.recipes import Recipe, changed_by, read_recipe
-from saqm.train import adopt_towers, make_ladders, predict, read_samples, read_versions, train
+from saqm.recipes import Recipe, Side, changed_by, read_recipe
+from saqm.train import (
+    Cache,
+    Material,
+    adopt_towers,
+    blinded,
+    make_ladders,
+    predict,
+    read_material,
+    read_samples,
+    read_versions,
+    train,
+)
 from saqm.writing import replacing
 
 OnStep = Callable[[str, int, int, Mapping[str, float]], None]  # what is taught, step, steps, numbers
@@ -35,6 +48,8 @@ Say = Callable[[str], None]
 MODALITIES = ("CT", "MR", "US", "CR", "DX", "MG", "XA", "NM", "PT")
 WINDOW_POLICY = "as the file displays it: the caller's window, else the file's first, else the modality's default"
 MASK_POLICY = "auto: anatomy, without air, borders, text"
+CURVES = ("loss", "opinion", "order", "ladders", "alignment", "domain_accuracy")
+LOOKED_AT = ("mmd", "coral", "proxy_a_distance", "effective_rank", "source_srocc", "order_concordance")
 _ASKED = "asked.json"  # beside a run's checkpoint
 
 
@@ -89,8 +104,11 @@ def finish_fold(
     """
     train_rows = [manifest.rows[i] for i in fold.train]
     check_disjoint(train_rows, [manifest.rows[i] for i in fold.test])
+    if recipe.aligned or recipe.teaching.standardise == "by-domain":
+        raise TrainingError(f"recipe {recipe.name!r} needs a source and a target, and one manifest has no sides")
     _same_run(folder, {
-        "recipe": asdict(recipe), "pretraining": None if pretraining is None else asdict(pretraining), "seed": seed,
+        "recipe": described(recipe), "pretraining": None if pretraining is None else described(pretraining),
+        "seed": seed,
         "manifest": manifest.sha256, "division": [fold.train, fold.test],
     })  # fmt: skip
     done = folder / "predictions.json"
@@ -132,11 +150,54 @@ def build(
     return network, log
 
 
+def transfer(
+    sides: Mapping[Side, Manifest],
+    test: Sequence[Row],
+    recipe: Recipe,
+    towers: SAQM | None,
+    *,
+    seed: int,
+    folder: Path,
+    cache: Cache | None = None,
+    on_step: OnStep | None = None,
+) -> list[float]:
+    """Train on the images of two domains and predict others of the target: 0..1, in the order of `test`.
+
+    `sides` holds training images alone. Where the recipe is transductive the test images join the target's, without
+    their scores. `towers` that met test scenes make the result transductive as well, whatever the recipe says.
+    `cache`: features through these towers, shared by many runs. Kept in `folder`, and done only once. Raises
+    ManifestError where training and test share a scene, TrainingError as `finish_fold` and `train.read_material`.
+    """
+    check_disjoint([row for manifest in sides.values() for row in manifest.rows], test)
+    network = SAQM(recipe.architecture, seed=seed)
+    if towers is not None:
+        adopt_towers(network, towers)
+    _same_run(folder, {
+        "recipe": described(recipe), "seed": seed, "towers": _digest(network),
+        "manifests": {side: manifest.sha256 for side, manifest in sides.items()},
+        "test": [str(row.path) for row in test],
+    })  # fmt: skip
+    done = folder / "predictions.json"
+    if not done.is_file():
+        if recipe.transductive and "target" in sides:
+            target = sides["target"]
+            sides = {**sides, "target": replace(target, rows=(*target.rows, *map(blinded, test)))}
+        given = read_material(sides, recipe, seed=seed, look=cache)
+        told = None if on_step is None else lambda step, steps, logs: on_step("opinions", step, steps, logs)
+        train(
+            network, given.samples, given.ladders, recipe,
+            seed=seed, unscored=given.unscored, folder=folder / "opinions", on_step=told,
+        )  # fmt: skip
+        look = read_image if cache is None else cache.for_scoring
+        _write_json(done, [predict(network, look(row.path), recipe.preparation) for row in test])
+    return [float(value) for value in _read_json(done)]
+
+
 def header_for(
     network: SAQM,
     recipe: Recipe,
     manifests: Mapping[str, Manifest],
-    images: Sequence[Image],
+    pictures: Sequence[Picture],
     *,
     name: str,
     version: str,
@@ -147,8 +208,10 @@ def header_for(
     results: Mapping[str, Any],
     licence: str,
     card: str,
+    features: FeatureStatistics | None = None,
 ) -> ModelHeader:
     """The header of a model file that was just taught. Its raw score is 0..1, the share of the readers' scale."""
+    images = [_image(picture) for picture in pictures]
     scales = {manifest.scale for manifest in manifests.values() if manifest.scale is not None}
     meaning = "; ".join(sorted(_in_words(scale) for scale in scales)) or "no opinion scores: towers only"
     domains = sorted({row.domain for manifest in manifests.values() for row in manifest.rows})
@@ -160,7 +223,11 @@ def header_for(
         architecture=HeaderArchitecture(**asdict(network.architecture)),
         preparation=PreparationPolicy(**asdict(recipe.preparation), window=WINDOW_POLICY, mask=MASK_POLICY),
         score_scale=ScoreScale(low=0.0, high=1.0, higher_is_better=True, meaning=f"0 to 1, the share of: {meaning}"),
-        domain=Domain(modalities=tuple(sorted(modalities)), description=", ".join(domains) or "unlabelled images"),
+        domain=Domain(
+            modalities=tuple(sorted(modalities)),
+            description=", ".join(domains) or "unlabelled images",
+            features=features,
+        ),
         calibration=None,
         training=Training(
             recipe=recipe.name,
@@ -195,11 +262,12 @@ def train_command(
     Raises TrainingError for a manifest that the recipe needs and lacks, a run already in OUT, or heads without towers.
     """
     chosen = read_recipe(recipe)
-    given = {"source": source, "target": target}
-    for side in chosen.scored_on:
+    given: dict[Side, Path | None] = {"source": source, "target": target}
+    for side in chosen.meets:
         if given[side] is None:
-            raise TrainingError(f"recipe {chosen.name!r} learns from the {side}'s scores: give --{side} MANIFEST")
-    unused = [side for side, path in given.items() if path is not None and side not in chosen.scored_on]
+            reads = "scores" if side in chosen.scored_on else "images (their scores are not read)"
+            raise TrainingError(f"recipe {chosen.name!r} learns from the {side}'s {reads}: give --{side} MANIFEST")
+    unused = [side for side, path in given.items() if path is not None and side not in chosen.meets]
     if unused:
         raise TrainingError(f"recipe {chosen.name!r} reads no {' or '.join(unused)} manifest; leave --{unused[0]} out")
     if chosen.teaching.trains == "heads" and towers is None:
@@ -208,37 +276,92 @@ def train_command(
             'or a .toml recipe with [teaching] trains = "all"'
         )
     _fresh(out / "opinions", resume)
-    manifests = {side: read_manifest(path) for side, path in given.items() if path is not None}
+    manifests: dict[Side, Manifest] = {side: read_manifest(path) for side, path in given.items() if path is not None}
     rows = [row for manifest in manifests.values() for row in manifest.rows]
-    samples = [sample for manifest in manifests.values() for sample in read_samples(manifest, manifest.rows)]
+    material = read_material(manifests, chosen, seed=seed)
+    samples = material.samples
     network = SAQM(chosen.architecture, seed=seed)
     if towers is not None:
         adopt_towers(network, load_network(towers / "towers.safetensors" if towers.is_dir() else towers)[0])
-    _same_run(out / "opinions", {
-        "recipe": asdict(chosen), "seed": seed, "towers": _digest(network),
-        "scores": [(sample.image.source.sha256, sample.score, sample.weight) for sample in samples],
-    })  # fmt: skip
-    ladders = make_ladders(rows, seed=seed) if chosen.teaching.ladders else []
-    say(f"{len(samples)} scored images, {len({row.scene for row in rows})} scenes, {len(ladders)} ladders")
+    asked: dict[str, Any] = {
+        "recipe": described(chosen), "seed": seed, "towers": _digest(network),
+        "scores": [(_image(sample.image).source.sha256, sample.score, sample.weight) for sample in samples],
+    }  # fmt: skip
+    if material.unscored:
+        asked["unscored"] = [(_image(one.image).source.sha256, one.side) for one in material.unscored]
+    _same_run(out / "opinions", asked)
+    say(f"{len(samples)} scored images, {len({row.scene for row in rows})} scenes, {len(material.ladders)} ladders")
+    for remark in remarks(manifests, chosen, material):
+        say(remark)
     told = None if on_step is None else lambda step, steps, logs: on_step("opinions", step, steps, logs)
-    log = train(network, samples, ladders, chosen, seed=seed, folder=out / "opinions", on_step=told)
+    log = train(
+        network, samples, material.ladders, chosen,
+        seed=seed, unscored=material.unscored, folder=out / "opinions", on_step=told,
+    )  # fmt: skip
     header = header_for(
-        network, chosen, manifests, [sample.image for sample in samples],
+        network, chosen, {str(side): manifest for side, manifest in manifests.items()},
+        [one.image for one in material.shown],
         name=out.resolve().name, version="1", seed=seed, steps=len(log), epochs=chosen.teaching.epochs, commit=commit,
-        results={"last_loss": log[-1]["loss"]}, licence="that of whoever trained it",
+        results={"last_loss": log[-1]["loss"], **_what_was_met(material, log)}, licence="that of whoever trained it",
         card=f"Trained with recipe {chosen.name} on {', '.join(manifests)}; not evaluated yet (`saqm evaluate`).",
+        features=_served(network, chosen, material),
     )  # fmt: skip
     save_network(network, header, out / "model.safetensors")
     export_onnx(network, header, out / "model.onnx")
-    save_curve(
-        log, out / "curve.png", keys=tuple(key for key in ("loss", "opinion", "order", "ladders") if key in log[0])
-    )
+    save_curve(log, out / "curve.png", keys=tuple(key for key in (*CURVES, *LOOKED_AT) if key in log[0]))
     return {
         "model": str(out / "model.onnx"),
         "weights": str(out / "model.safetensors"),
         "curve": str(out / "curve.png"),
         "steps": len(log),
         "loss": log[-1]["loss"],
+    }
+
+
+def remarks(manifests: Mapping[Side, Manifest], recipe: Recipe, material: Material) -> list[str]:
+    """What somebody should know before two domains are taught together."""
+    said = []
+    for side, manifest in manifests.items():
+        scored = sum(row.score is not None for row in manifest.rows)
+        read = sum(sample.side == side for sample in material.samples)
+        if read < scored:
+            said.append(f"{scored - read} of {scored} scores of the {side} are not read: recipe {recipe.name!r}")
+    unscored = sum(one.side == "target" for one in material.unscored)
+    if unscored:
+        said.append(f"{unscored} target images without scores are learnt from: a test on them is transductive")
+    colour = {
+        side: {_image(one.image).pixels.ndim == 3 for one in material.shown if one.side == side}
+        for side in manifests
+    }  # fmt: skip
+    if recipe.preparation.channels == "rgb" and len(colour) == 2 and colour["source"] != colour["target"]:
+        said.append(
+            "one domain is in colour and the other grey: what tells them apart is colour, not quality, and that is "
+            'what an alignment will read; use a .toml recipe with [preparation] channels = "gray"'
+        )
+    return said
+
+
+def _served(network: SAQM, recipe: Recipe, material: Material) -> FeatureStatistics | None:
+    """For the header: statistics of the features that the heads were taught on; None where the towers were taught."""
+    if recipe.teaching.trains != "heads":
+        return None
+    of_target = [one.image for one in material.shown if one.side == "target"]
+    apart = recipe.teaching.standardise == "by-domain"
+    served = of_target if apart else [sample.image for sample in material.samples]
+    return window_statistics(network, [_image(picture) for picture in served], recipe)
+
+
+def _what_was_met(material: Material, log: Log) -> dict[str, Any]:
+    """For the header: whose scores were read, and how far the domains were apart at first and at last."""
+    if len({one.side for one in material.shown}) < 2:
+        return {}
+    return {
+        "scores_read": {side: sum(one.side == side for one in material.samples) for side in ("source", "target")},
+        "images_without_scores": {
+            side: sum(one.side == side for one in material.unscored) for side in ("source", "target")
+        },
+        "first": {key: log[0][key] for key in LOOKED_AT if key in log[0]},
+        "last": {key: log[-1][key] for key in LOOKED_AT if key in log[-1]},
     }
 
 
@@ -282,7 +405,7 @@ def pretrain_command(
         config = replace(config, degraded=0.5)
         say("no twins: half of the windows are degraded copies, whose twin is their original")
     _same_run(out / "run", {
-        "recipe": asdict(config), "seed": seed,
+        "recipe": described(config), "seed": seed,
         "images": [(v.image.source.sha256, v.scene, v.maker, v.reference) for v in versions],
     })  # fmt: skip
     told = None if on_step is None else lambda step, steps, logs: on_step("towers", step, steps, logs)
@@ -413,6 +536,12 @@ def _same_run(folder: Path, asked: Mapping[str, Any]) -> None:
         _write_json(kept, asked)
     elif others := [name for name, value in _read_json(kept).items() if asked.get(name) != value]:
         raise TrainingError(f"{folder} holds a run with another {' and '.join(others)}; choose another --out")
+
+
+def _image(picture: Picture) -> Image:
+    if not isinstance(picture, Image):
+        raise TrainingError("features were given where a run is kept by its files; give images")
+    return picture
 
 
 def _digest(network: SAQM) -> str:

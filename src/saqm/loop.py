@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 import safetensors.torch
@@ -29,6 +29,9 @@ EXPLODED = (
 WARM_UP_STEPS = 20  # steps whose median norm is the measure
 LARGEST_NORM_OF_A_SOUND_START = 1e6
 
+# What was done before these fields were there, in LoopConfig and in recipes; see `described`
+YOUNGER: Mapping[str, Any] = {"momentum": 0.9, "standardise": "shared", "transductive": False, "labelled": 1.0}
+
 Precision = Literal["auto", "32", "bf16"]
 
 
@@ -37,9 +40,10 @@ class LoopConfig:
     """How a task is taught.
 
     schedule: "constant" (paper) or "one-cycle" (up over the first 30 % of the steps, then down, both as cosines).
-    clip_norm: largest gradient norm, None for no clipping (paper).
+    clip_norm: largest gradient norm of each group of parameters, None for no clipping (paper).
     precision: "bf16" runs only where a trial in a child process survives it; "auto" falls back to "32" and logs that.
     checkpoint_every: steps between checkpoints.
+    momentum: Adam's beta 1; 0.5 is usual where networks are taught against each other.
     """
 
     learning_rate: float
@@ -51,6 +55,7 @@ class LoopConfig:
     accelerator: Literal["cpu", "cuda"] = "cpu"
     devices: int = 1  # more than one under torchrun: each then draws its own images
     checkpoint_every: int = 200
+    momentum: float = 0.9
 
 
 class Step(NamedTuple):
@@ -59,6 +64,13 @@ class Step(NamedTuple):
     loss: Tensor
     features: Tensor
     logs: Mapping[str, float]
+
+
+class Group(NamedTuple):
+    """Parameters that are taught at `pace` times the learning rate, and clipped together."""
+
+    parameters: list[nn.Parameter]
+    pace: float = 1.0
 
 
 class Task(Protocol):
@@ -70,7 +82,7 @@ class Task(Protocol):
     @property
     def steps(self) -> int: ...
 
-    def parameters(self) -> list[nn.Parameter]: ...
+    def parameters(self) -> list[Group]: ...
 
     def loss(self, step: int, rng: np.random.Generator) -> Step: ...
 
@@ -96,22 +108,30 @@ def fit(
     seed: int,
     folder: Path | None = None,
     on_step: Callable[[int, int, Mapping[str, float]], None] | None = None,
+    also: Mapping[str, Any] | None = None,
 ) -> Log:
     """Teach a task; returns the log, one entry a step.
 
     With `folder`, checkpoint.safetensors and log.jsonl are kept there, and a run found there is continued where it
-    stopped; a checkpoint of another configuration is refused. `on_step(step, steps, logs)` is called after each step.
+    stopped; a checkpoint of another configuration is refused, `also` (what else marks the run) included.
+    `on_step(step, steps, logs)` is called after each step.
     Raises TrainingError on a loss that is not finite and on exploding features, with what to change.
     """
     if task.steps < 1:
         raise TrainingError(f"{task.steps} steps teach nothing; raise the recipe's epochs or steps")
     fabric = _fabric(config)
     torch.manual_seed(seed)
-    parameters = task.parameters()
+    groups = task.parameters()
+    parameters = [parameter for group in groups for parameter in group.parameters]
     kind = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.Adam
-    optimiser: Any = kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimiser: Any = kind(
+        [{"params": group.parameters} for group in groups],
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        betas=(config.momentum, 0.999),
+    )
     taught, optimiser = fabric.setup(_Taught(task), optimiser)
-    fingerprint = json.dumps({**asdict(config), "seed": seed, "steps": task.steps}, sort_keys=True)
+    fingerprint = json.dumps({**described(config), "seed": seed, "steps": task.steps, **(also or {})}, sort_keys=True)
     log: Log = []
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,15 +145,16 @@ def fit(
         for number in range(started, task.steps):
             began = time.perf_counter()
             rate = config.learning_rate * _factor(config.schedule, number, task.steps)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
+            for options, group in zip(optimiser.param_groups, groups, strict=True):
+                options["lr"] = rate * group.pace
             step = taught(number, np.random.default_rng([seed, number, fabric.global_rank]))
             loss, norm = float(step.loss.detach()), float(step.features.detach().float().norm(dim=-1).mean())
             _guard(number, loss, norm, norms)
             optimiser.zero_grad()
             fabric.backward(step.loss)
             if config.clip_norm is not None:
-                nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+                for group in groups:
+                    nn.utils.clip_grad_norm_(group.parameters, config.clip_norm)
             optimiser.step()
             dead = float((step.features.detach() <= 0).all(0).float().mean())
             entry = {"step": number, "loss": loss, "feature_norm": norm, "dead_units": dead, "learning_rate": rate}
@@ -152,6 +173,22 @@ def fit(
             journal.close()
         task.module.to("cpu")  # scoring and writing are done there
     return log
+
+
+def described(configuration: Any) -> dict[str, Any]:
+    """A configuration as a run's folder keeps it, so that a run from before a field was there can go on.
+
+    The YOUNGER fields are left out where they say what was always done, and an alignment where nothing is aligned.
+    """
+    return cast("dict[str, Any]", _without_unchanged(asdict(configuration)))
+
+
+def _without_unchanged(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    unread = {name for name in YOUNGER if name in value and value[name] == YOUNGER[name]}
+    unread |= {"alignment"} if value.get("aligned") is False else set()
+    return {name: _without_unchanged(inner) for name, inner in value.items() if name not in unread}
 
 
 def bf16_survives() -> bool:
@@ -238,8 +275,9 @@ def _guard(step: int, loss: float, norm: float, norms: list[float]) -> None:
 
 def _save(folder: Path, task: Task, optimiser: Any, mark: str, steps: int) -> None:
     """Weights and optimiser state in one safetensors file, written beside and renamed."""
+    parameters = [parameter for group in task.parameters() for parameter in group.parameters]
     tensors = {f"module.{name}": value for name, value in task.module.state_dict().items()}
-    for index, parameter in enumerate(task.parameters()):
+    for index, parameter in enumerate(parameters):
         for name, value in optimiser.state.get(parameter, {}).items():
             tensors[f"optimiser.{index}.{name}"] = value
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}

@@ -82,11 +82,26 @@ class ScoreScale(_Part):
         return self
 
 
+class FeatureStatistics(_Part):
+    """Mean and sd of each feature over the windows of training images: what another domain is brought to."""
+
+    mean: tuple[FiniteFloat, ...]
+    sd: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
+    images: PositiveInt
+
+    @model_validator(mode="after")
+    def _as_many(self) -> Self:
+        if len(self.mean) != len(self.sd):
+            raise ValueError(f"{len(self.mean)} means and {len(self.sd)} standard deviations")
+        return self
+
+
 class Domain(_Part):
     """What the model was trained on: DICOM's words for the modalities, and a sentence."""
 
     modalities: tuple[Name, ...]
     description: str
+    features: FeatureStatistics | None = None  # None: not recorded, and features cannot be brought to this domain
 
 
 class Training(_Part):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from saqm.degradations import DEGRADATIONS, LADDERS
 from saqm.errors import NotScorable, TrainingError
 from saqm.image import Image
-from saqm.loop import Log, LoopConfig, Step, fit
+from saqm.loop import Group, Log, LoopConfig, Step, fit
 from saqm.network import SAQM, Architecture
 from saqm.patches import BINOMIAL, MARGIN, PATCH_SIDE, Preparation, compress, coverage, grid, luminance
 
@@ -38,8 +38,8 @@ class PretrainConfig:
     """What the towers are taught, and how.
 
     statistics, differences, makers: weights of the losses on the window's own statistics, on its difference to the
-    twin, and on which method of which domain made it. degraded, blended: shares of windows that are replaced by a
-    degraded copy, or by a blend with another version of the same scene (both then leave the loss on makers).
+    twin, and on which method made it, whatever the domain. degraded, blended: shares of windows that are replaced by
+    a degraded copy, or by a blend with another version of the same scene (both then leave the loss on makers).
     """
 
     architecture: Architecture = field(
@@ -82,7 +82,11 @@ TWO_STAGES = PretrainConfig(
 
 @dataclass(frozen=True, eq=False)
 class Version:
-    """One image to learn from. `scene` and `maker` (domain and method) may be unknown; a `reference` is a twin."""
+    """One image to learn from. `scene` and `maker` (the method) may be unknown; a `reference` is a twin.
+
+    One maker in all domains: a denoiser's fingerprint in one organ is then looked for in the other as well, which is
+    what lets features taught here serve there.
+    """
 
     image: Image
     scene: str | None = None
@@ -142,12 +146,9 @@ class PretrainTask:
         assert isinstance(network, SAQM)
         return network
 
-    def parameters(self) -> list[nn.Parameter]:
-        return [
-            *self.network.tower_parameters(),
-            *self.module["probe"].parameters(),
-            *self.module["maker"].parameters(),
-        ]
+    def parameters(self) -> list[Group]:
+        probe, maker = self.module["probe"], self.module["maker"]
+        return [Group([*self.network.tower_parameters(), *probe.parameters(), *maker.parameters()])]
 
     def loss(self, step: int, rng: np.random.Generator) -> Step:  # noqa: ARG002  every step is alike
         config = self.config

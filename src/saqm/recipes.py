@@ -10,6 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from saqm.adaptation import ALIGNMENTS, Alignment
 from saqm.errors import TrainingError
 from saqm.loop import LoopConfig
 from saqm.network import Architecture
@@ -26,6 +27,8 @@ class Teaching:
     level: the loss is taken on each window, which gets its image's score (paper), or on the image's mean.
     order: weight of a loss on pairs of images of one domain, which should be in the order of their scores.
     ladders: weight of a loss on degraded copies of the reference images, which should be in the order of their making.
+    standardise: frozen features by one "shared" mean and sd, those of the scored images; or "by-domain", each side by
+        those of its own images, scored or not. A model file gets the target's, for the target is what it serves.
     trains: "all", or "heads" on frozen towers, whose features are computed once.
     features: precision in which frozen towers are run for that; "bf16" where a trial of it survives, which is faster.
     """
@@ -40,18 +43,34 @@ class Teaching:
     images_per_step: int
     windows_per_image: int
     loop: LoopConfig
+    standardise: Literal["shared", "by-domain"] = "shared"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One configuration. `aligned` is the place of domain adaptation: its loss joins this loop when it is on."""
+    """One configuration.
+
+    scored_on: the sides whose opinion scores may be read; of the other, no code path sees one (`train.readable`).
+    aligned: whether images of both sides are drawn in every step and their features aligned, as `alignment` says.
+    transductive: whether unscored test images may be met in training (their pixels, never their scores).
+    labelled: share (0..1) of the target's scored images whose scores are read, where scores of the target are.
+    """
 
     name: str
-    scored_on: tuple[Side, ...]  # domains whose opinion scores may be read
+    scored_on: tuple[Side, ...]
     aligned: bool
     architecture: Architecture
     preparation: Preparation
     teaching: Teaching
+    alignment: Alignment = ALIGNMENTS["coral"]
+    transductive: bool = False
+    labelled: float = 1.0
+
+    @property
+    def meets(self) -> tuple[Side, ...]:
+        """The sides whose images are looked at: both where domains are aligned or standardised each by its own."""
+        both = self.aligned or self.teaching.standardise == "by-domain"
+        return ("source", "target") if both else self.scored_on
 
 
 # Table 1 and section 3 of the paper: Adam 5e-4, BCE, no schedule, 100 epochs; what it leaves open is in docs/paper.md
@@ -84,12 +103,29 @@ TARGET_ONLY = Recipe(
     ),
 )  # fmt: skip
 
+UNSUPERVISED = replace(
+    TARGET_ONLY,
+    name="unsupervised",
+    scored_on=("source",),
+    aligned=True,
+    teaching=replace(TARGET_ONLY.teaching, standardise="by-domain"),
+)
+
 RECIPES: Mapping[str, Recipe] = {
     "paper": PAPER,
     "target-only": TARGET_ONLY,
     "source-only": replace(TARGET_ONLY, name="source-only", scored_on=("source",)),
     "pooled": replace(TARGET_ONLY, name="pooled", scored_on=("source", "target")),
-}
+    "unsupervised": UNSUPERVISED,
+    "semi-supervised": replace(UNSUPERVISED, name="semi-supervised", scored_on=("source", "target")),
+    "paper-unsupervised": replace(
+        PAPER, name="paper-unsupervised", scored_on=("source",), aligned=True, alignment=ALIGNMENTS["paper"]
+    ),
+    "paper-semi-supervised": replace(
+        PAPER, name="paper-semi-supervised", scored_on=("source", "target"), aligned=True,
+        alignment=ALIGNMENTS["paper"],
+    ),
+}  # fmt: skip
 
 
 def read_recipe(name_or_file: str | Path) -> Recipe:
@@ -125,6 +161,9 @@ def changed_by(base: Any, changes: Mapping[str, Any], where: str) -> Any:
             hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
             raise TrainingError(f"{where}: unknown field {name!r}{hint}")
         old = known[name]
+        if isinstance(old, Alignment):
+            new[name] = _alignment(old, value, f"{where}: {name}")
+            continue
         if is_dataclass(old):
             if not isinstance(value, Mapping):
                 raise TrainingError(f"{where}: {name} is a table, not {value!r}")
@@ -134,6 +173,22 @@ def changed_by(base: Any, changes: Mapping[str, Any], where: str) -> Any:
         if not _fits(new[name], kinds[name]):
             raise TrainingError(f"{where}: {name} is {value!r}; wanted {_in_words(kinds[name])}, such as {old!r}")
     return replace(base, **new)
+
+
+def _alignment(old: Alignment, value: Any, where: str) -> Alignment:
+    """`alignment = "mmd"`, or a table: `base = "mmd"` and what differs. A `kind` alone would keep another's weight."""
+    if isinstance(value, str):
+        value = {"base": value}
+    if not isinstance(value, Mapping):
+        raise TrainingError(f"{where} is a name or a table, not {value!r}")
+    changes = dict(value)
+    base = changes.pop("base", None)
+    if base is not None and base not in ALIGNMENTS:
+        raise TrainingError(f"{where}: base is {base!r}; known are {', '.join(ALIGNMENTS)}")
+    if base is None and "kind" in changes:
+        raise TrainingError(f"{where}: write base = one of {', '.join(ALIGNMENTS)}, whose weight suits its kind")
+    changed: Alignment = changed_by(old if base is None else ALIGNMENTS[base], changes, where)
+    return changed
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -1,35 +1,31 @@
-"""Opinion scores into a network: the task that the loop teaches.
-
-Legend as in `saqm.network`; I images of a step, W windows of an image.
-"""
+"""Manifests into a taught network: whose scores are read, ladders, training, prediction, towers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import combinations
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from saqm.degradations import DEGRADATIONS, LADDERS
 from saqm.errors import TrainingError
+from saqm.frozen import DENSE_STRIDE, LADDER_STRIDE, Features, Picture
 from saqm.image import Image, from_array, read_image
-from saqm.loop import Log, Step, bf16_survives, fit
+from saqm.loop import Log, fit
 from saqm.manifest import Manifest, Row, normalised
-from saqm.network import SAQM, Output
-from saqm.patches import CHUNK, Preparation, Windows, cut, luminance, pool
+from saqm.network import SAQM
+from saqm.opinions import Ladder, OpinionTask, Sample, Unscored
+from saqm.patches import CHUNK, Preparation, cut, luminance, pool
 from saqm.pretrain import Version
-from saqm.recipes import Recipe
+from saqm.recipes import Recipe, Side
 
-DENSE_STRIDE = 24  # pixels between the windows that heads on frozen towers are taught with
-LADDER_STRIDE = 48  # the same for degraded copies, of which there are many
-LEAST_APART = 0.04  # scores (0..1) closer than this are not asked to be in order: a reader's step is 0.08 to 0.25
-TEMPERATURE = 0.05  # score difference (0..1) at which an ordered pair is nearly settled
+Look = Callable[[Path], Picture]  # an image file as the task wants it
+
 # Rungs that must be in order, each below the picture itself. Readers forgave slight smoothing: only heavy counts.
 ORDERED_RUNGS: Mapping[str, tuple[float, ...]] = {
     "noise": LADDERS["noise"],
@@ -37,178 +33,51 @@ ORDERED_RUNGS: Mapping[str, tuple[float, ...]] = {
     "compression": LADDERS["compression"][1:],
     "shrink": LADDERS["shrink"][1:],
 }
-LADDERS_PER_STEP = 4
+LADDER_IMAGES = 24  # of a target without references, whose copies an alignment by rank puts in order
 
 
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One scored image as the task sees it. `score` is 0..1, 1 best; `weight` its share in the loss."""
+class Material(NamedTuple):
+    """What a network is taught with."""
 
-    image: Image
-    score: float
-    domain: str
-    weight: float = 1.0
-
-
-@dataclass(frozen=True, eq=False)
-class Ladder:
-    """Versions of one picture, best first."""
-
-    rungs: tuple[Image, ...]
-
-
-class OpinionTask:
-    """Scored images, and ladders where the recipe has them, as a task for `saqm.loop.fit`."""
-
-    def __init__(self, network: SAQM, samples: Sequence[Sample], ladders: Sequence[Ladder], recipe: Recipe) -> None:
-        self.network, self.recipe = network, recipe
-        teaching = recipe.teaching
-        self._samples = list(samples)
-        self._frozen = teaching.trains == "heads"
-        source = _Features(network, recipe) if self._frozen else _Windows(recipe.preparation)
-        self._inputs: list[Tensor | Windows] = [source(sample.image, DENSE_STRIDE) for sample in self._samples]
-        self._ladders: list[list[Tensor | Windows]] = [
-            [source(rung, LADDER_STRIDE) for rung in ladder.rungs] for ladder in ladders if teaching.ladders
-        ]
-        self._per_epoch = -(-len(self._samples) // teaching.images_per_step)
-        self._domains = np.array([sample.domain for sample in self._samples])
-        self._module = network.heads if self._frozen else network
-        if self._frozen:
-            network.eval()  # batch statistics of the towers stay as they were taught
-            self._standardise()
+    samples: list[Sample]
+    ladders: list[Ladder]
+    unscored: list[Unscored]
 
     @property
-    def module(self) -> nn.Module:
-        return self._module
-
-    @property
-    def steps(self) -> int:
-        return self.recipe.teaching.epochs * self._per_epoch
-
-    def parameters(self) -> list[nn.Parameter]:
-        return list(self._module.parameters())
-
-    def loss(self, step: int, rng: np.random.Generator) -> Step:
-        teaching = self.recipe.teaching
-        index = self._chosen(step, rng)
-        inputs = [self._draw(self._inputs[i], rng) for i in index]
-        ladders = [self._ladders[i] for i in rng.permutation(len(self._ladders))[:LADDERS_PER_STEP]]
-        rungs: list[list[Tensor]] = []
-        for ladder in ladders:  # the same places on every rung, so that only the degradation differs
-            places = rng.integers(min(map(len, ladder)), size=teaching.windows_per_image)
-            rungs.append([_take(rung, places) for rung in ladder])
-        output = self._run(torch.cat([*inputs, *(rung for ladder in rungs for rung in ladder)]))
-        images = len(index)
-        logit_IWM, share_IW = _by_image(output, images + sum(map(len, rungs)))
-        score_IM = (share_IW[..., None] * logit_IWM.sigmoid()).sum(1)
-        device = score_IM.device
-        truth_I = torch.tensor([self._samples[i].score for i in index], device=device)
-        weight_I = torch.tensor([self._samples[i].weight for i in index], device=device)
-        if teaching.level == "window":
-            per_image = _distance(logit_IWM[:images], truth_I[:, None, None], teaching.loss).mean((1, 2))
-        else:
-            per_image = _distance(score_IM[:images].logit(1e-6), truth_I[:, None], teaching.loss).mean(1)
-        loss = (weight_I * per_image).sum() / weight_I.sum().clamp(min=1e-6)  # all weights may be 0
-        logs = {"opinion": float(loss.detach())}
-        if teaching.order:
-            worse, better = self._ordered_pairs(index, truth_I)
-            if len(worse):
-                order = F.softplus((score_IM[worse] - score_IM[better]) / TEMPERATURE).mean() * TEMPERATURE * 4
-                loss, logs["order"] = loss + teaching.order * order, float(order.detach())
-        if rungs:
-            order = self._ladder_order(score_IM[images:], [len(ladder) for ladder in rungs])
-            loss, logs["ladders"] = loss + teaching.ladders * order, float(order.detach())
-        return Step(loss, output.feature[: images * share_IW.shape[1]], logs)
-
-    def _standardise(self) -> None:
-        """Bring the frozen features to mean 0 and sd 1; `fold_in` moves that into the heads when they are taught."""
-        features = torch.cat([source for source in self._inputs if isinstance(source, Tensor)])
-        self._mean, self._sd = features.mean(0), features.std(0) + 1e-3
-        for listed in (self._inputs, *self._ladders):
-            for place, source in enumerate(listed):
-                if isinstance(source, Tensor):
-                    listed[place] = (source - self._mean) / self._sd
-
-    def fold_in(self) -> None:
-        """Fold the standardisation of frozen features into each head's first layer: the file holds plain layers."""
-        if not self._frozen:
-            return
-        with torch.no_grad():
-            for head in self.network.heads:
-                first = next(layer for layer in head.modules() if isinstance(layer, nn.Linear))
-                first.weight.div_(self._sd)
-                first.bias.sub_(first.weight @ self._mean)
-
-    def _chosen(self, step: int, rng: np.random.Generator) -> NDArray[np.int_]:
-        """The images of a step: each once an epoch, in an order that hangs on the epoch alone."""
-        size = self.recipe.teaching.images_per_step
-        epoch, part = divmod(step, self._per_epoch)
-        order = np.random.default_rng([epoch, len(self._samples)]).permutation(len(self._samples))
-        chosen = order[part * size : (part + 1) * size]
-        if len(chosen) < 2 <= len(order):  # one image alone has no order and no batch statistics
-            chosen = np.append(chosen, rng.choice(order[: part * size]))
-        return chosen
-
-    def _draw(self, source: Tensor | Windows, rng: np.random.Generator) -> Tensor:
-        """Windows or features of one image at random places, mirrored at random where there are pixels."""
-        places = rng.integers(len(source), size=self.recipe.teaching.windows_per_image)
-        taken = _take(source, places)
-        if isinstance(source, Windows):
-            for axis in (2, 3):
-                if rng.random() < 0.5:
-                    taken = taken.flip(axis)
-        return taken
-
-    def _run(self, inputs: Tensor) -> Output:
-        inputs = inputs.to(next(self._module.parameters()).device)
-        if self._frozen:
-            return self.network.judge(inputs)
-        return self.network(inputs.contiguous(memory_format=torch.channels_last))  # type: ignore[no-any-return]
-
-    def _ordered_pairs(self, index: NDArray[np.int_], truth_I: Tensor) -> tuple[list[int], list[int]]:
-        domains = self._domains[index]
-        worse, better = [], []
-        for a, b in combinations(range(len(index)), 2):
-            apart = float(truth_I[a] - truth_I[b])
-            if domains[a] == domains[b] and abs(apart) > LEAST_APART:
-                worse.append(a if apart < 0 else b)
-                better.append(b if apart < 0 else a)
-        return worse, better
-
-    @staticmethod
-    def _ladder_order(score_RM: Tensor, lengths: Sequence[int]) -> Tensor:
-        losses, start = [], 0
-        for length in lengths:
-            score_LM = score_RM[start : start + length]
-            fall_PM = torch.cat([score_LM[:-1] - score_LM[1:], (score_LM[:1] - score_LM[1:])])
-            losses.append(F.softplus((TEMPERATURE - fall_PM) / TEMPERATURE).mean() * TEMPERATURE * 4)
-            start += length
-        return torch.stack(losses).mean()
+    def shown(self) -> list[Sample | Unscored]:
+        """All images, scored ones first."""
+        return [*self.samples, *self.unscored]
 
 
-class _Windows:
-    """Judged windows of an image on a dense grid, as pixels."""
+class Cache:
+    """Features of image files and of their ladders through frozen towers: made once, for many runs on these towers.
 
-    def __init__(self, preparation: Preparation) -> None:
-        self.preparation = preparation
-
-    def __call__(self, image: Image, stride: int) -> Windows:
-        return cut(image, self.preparation, stride=stride // 4)
-
-
-class _Features:
-    """Features of an image's judged windows on a dense grid, through frozen towers."""
+    Called with a path it gives what heads are taught with. A file's ladder keeps the noise of the first that asked.
+    """
 
     def __init__(self, network: SAQM, recipe: Recipe) -> None:
-        self.network, self.preparation = network, recipe.preparation
-        self.coarse = recipe.teaching.features == "bf16" and bf16_survives()
+        self._features = Features(network, recipe)
+        self._stride = recipe.preparation.stride
+        self._known: dict[tuple[Path, object], Tensor] = {}
 
-    def __call__(self, image: Image, stride: int) -> Tensor:
-        self.network.eval()
-        windows = cut(image, self.preparation, stride=stride)
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self.coarse):
-            made = [self.network.embed(torch.from_numpy(batch)).float() for batch in windows.batches(CHUNK)]
-        return torch.cat(made).clone()
+    def __call__(self, path: Path) -> Tensor:
+        return self._at(path, DENSE_STRIDE, read_image)
+
+    def for_scoring(self, path: Path) -> Tensor:
+        """What `predict` takes."""
+        return self._at(path, self._stride, read_image)
+
+    def rungs(self, path: Path, kind: str, make: Callable[[], Sequence[Image]]) -> list[Tensor]:
+        first = self._at(path, LADDER_STRIDE, read_image)
+        if (path, (kind, 0)) not in self._known:
+            for place, image in enumerate(make()):
+                self._known[path, (kind, place)] = self._features(image, LADDER_STRIDE)
+        return [first, *(self._known[path, (kind, place)] for place in range(len(ORDERED_RUNGS[kind])))]
+
+    def _at(self, path: Path, stride: int, read: Callable[[Path], Image]) -> Tensor:
+        if (path, stride) not in self._known:
+            self._known[path, stride] = self._features(read(path), stride)
+        return self._known[path, stride]
 
 
 def train(
@@ -218,45 +87,126 @@ def train(
     recipe: Recipe,
     *,
     seed: int,
+    unscored: Sequence[Unscored] = (),
+    taught: bool = False,
     folder: Path | None = None,
     on_step: Callable[[int, int, Mapping[str, float]], None] | None = None,
 ) -> Log:
     """Teach a network, in place, the opinion scores of images; the log, one entry a step. The last epoch is kept.
 
-    Raises TrainingError without samples, or as `saqm.loop.fit`; NotScorable for an image with nothing to judge.
+    `taught`: its heads score already, and go on. Raises TrainingError without samples, where the recipe wants images
+    of a side that has none, or as `saqm.loop.fit`; NotScorable for an image with nothing to judge.
     """
     if len(samples) < 2:
         raise TrainingError(f"{len(samples)} scored images; training needs at least 2")
     if recipe.teaching.images_per_step < 2:
         raise TrainingError(f"images_per_step = {recipe.teaching.images_per_step}: one image alone has no order")
-    task = OpinionTask(network, samples, ladders, recipe)
-    log = fit(task, recipe.teaching.loop, seed=seed, folder=folder, on_step=on_step)
+    task = OpinionTask(network, samples, ladders, recipe, unscored, seed=seed, taught=taught)
+    also = {"alignment": asdict(recipe.alignment)} if recipe.aligned else None
+    log = fit(task, recipe.teaching.loop, seed=seed, folder=folder, on_step=on_step, also=also)
     task.fold_in()
     network.eval()
     return log
 
 
-def predict(network: SAQM, image: Image, preparation: Preparation) -> float:
-    """The score of an image, 0 to 1, higher is better, as the engines pool it. Raises NotScorable."""
+def predict(network: SAQM, image: Picture, preparation: Preparation) -> float:
+    """The score of an image or of its features, 0 to 1, higher is better, pooled as engines do. Raises NotScorable."""
     network.eval()
-    windows = cut(image, preparation)
     scores, weights = [], []
     with torch.inference_mode():
-        for batch in windows.batches(CHUNK):
-            output = network(torch.from_numpy(batch))
+        if isinstance(image, Tensor):
+            outputs = [network.judge(image)]
+        else:
+            outputs = [network(torch.from_numpy(batch)) for batch in cut(image, preparation).batches(CHUNK)]
+        for output in outputs:
             scores.append(output.score.numpy())
             weights.append(output.weight.numpy())
     return pool(np.concatenate(scores), np.concatenate(weights))
 
 
-def read_samples(manifest: Manifest, rows: Sequence[Row]) -> list[Sample]:
+# Reading
+
+
+def readable(sides: Mapping[Side, Manifest], recipe: Recipe, *, seed: int) -> dict[Side, Manifest]:
+    """The rows that a recipe may meet, with the opinions that it may read: all others are gone from what it gets.
+
+    This is the one place where that is decided. Where only a share of the target's scores is read (`labelled`), the
+    images are the first of one random order, so that a larger share holds a smaller one.
+    """
+    found: dict[Side, Manifest] = {}
+    for side in recipe.meets:
+        if side not in sides:
+            continue
+        rows = sides[side].rows
+        scored = [i for i, row in enumerate(rows) if row.score is not None] if side in recipe.scored_on else []
+        if side == "target" and recipe.labelled < 1:
+            order = np.random.default_rng([seed, len(scored)]).permutation(len(scored))
+            scored = [scored[i] for i in order[: round(recipe.labelled * len(scored))]]
+        kept = set(scored)
+        found[side] = replace(sides[side], rows=tuple(row if i in kept else blinded(row) for i, row in enumerate(rows)))
+    return found
+
+
+def blinded(row: Row) -> Row:
+    """A row without anything that people said of it."""
+    return replace(row, score=None, score_sd=None, raters=None, rater_scores=None, aspects={}, weight=None)
+
+
+def read_material(sides: Mapping[Side, Manifest], recipe: Recipe, *, seed: int, look: Look | None = None) -> Material:
+    """Everything that a recipe is taught with, read from manifests of training images.
+
+    `look` turns a file into what the task meets: a `Cache` where many runs share towers. Raises TrainingError for a
+    side without rows or without the scores that the recipe reads, ImageError for a file that cannot be read.
+    """
+    look = read_image if look is None else look
+    met = readable(sides, recipe, seed=seed)
+    for side in recipe.meets:
+        if side not in met or not met[side].rows:
+            raise TrainingError(f"recipe {recipe.name!r} needs images of the {side}, and there is none")
+    samples: list[Sample] = []
+    unscored: list[Unscored] = []
+    ladders: list[Ladder] = []
+    for side, manifest in met.items():
+        found = read_samples(manifest, manifest.rows, side=side, look=look)
+        _check_scores([sample.score for sample in found], side, recipe)
+        samples += found
+        if recipe.aligned or recipe.teaching.standardise == "by-domain":
+            unscored += [Unscored(look(row.path), side, row.scene) for row in manifest.rows if row.score is None]
+        of_rank = recipe.aligned and recipe.alignment.kind == "rank" and side == "target"
+        if recipe.teaching.ladders or of_rank:
+            firsts = [row for row in manifest.rows if row.reference]
+            if of_rank and not firsts:
+                order = np.random.default_rng(seed).permutation(len(manifest.rows))[:LADDER_IMAGES]
+                firsts = [manifest.rows[i] for i in sorted(order)]
+            ladders += make_ladders(firsts, seed=seed, of="all", side=side, look=look, first=len(ladders))
+    return Material(samples, ladders, unscored)
+
+
+def _check_scores(scores: Sequence[float], side: Side, recipe: Recipe) -> None:
+    """Refuse what cannot teach an order. Raises TrainingError."""
+    if side not in recipe.scored_on:
+        return
+    if not scores and not (side == "target" and recipe.labelled < 1):
+        raise TrainingError(
+            f"recipe {recipe.name!r} learns from the {side}'s scores, and none of its images has one; fill in the "
+            "manifest's score column, or choose a recipe that reads the other side"
+        )
+    if len(scores) > 1 and len(set(scores)) == 1:
+        raise TrainingError(f"all {len(scores)} scores of the {side} are equal: nothing tells better from worse")
+
+
+def read_samples(
+    manifest: Manifest, rows: Sequence[Row], *, side: Side = "target", look: Look = read_image
+) -> list[Sample]:
     """The scored rows of a manifest with their pictures. Raises ImageError for the first file that cannot be read."""
     return [
         Sample(
-            read_image(row.path),
+            look(row.path),
             normalised(row.score, manifest.scale),
             row.domain,
             1.0 if row.weight is None else row.weight,
+            side,
+            row.scene,
         )
         for row in rows
         if row.score is not None
@@ -264,27 +214,42 @@ def read_samples(manifest: Manifest, rows: Sequence[Row]) -> list[Sample]:
 
 
 def read_versions(rows: Sequence[Row]) -> list[Version]:
-    """Rows as pictures to pre-train on; their opinion scores are not read."""
-    return [
-        Version(
-            read_image(row.path), row.scene, None if row.method is None else f"{row.domain} {row.method}", row.reference
-        )
-        for row in rows
-    ]
+    """Rows as pictures to pre-train on; their opinion scores are not read. A method is one maker in every domain."""
+    return [Version(read_image(row.path), row.scene, row.method, row.reference) for row in rows]
 
 
-def make_ladders(rows: Sequence[Row], *, seed: int) -> list[Ladder]:
-    """One ladder of each kind from every reference image among the rows."""
+def make_ladders(
+    rows: Iterable[Row],
+    *,
+    seed: int,
+    of: Literal["references", "all"] = "references",
+    side: Side = "target",
+    look: Look = read_image,
+    first: int = 0,
+) -> list[Ladder]:
+    """One ladder of each kind from every reference image among the rows, or from all of them.
+
+    `first`: how many ladders of the same seed there are already, so that no two share their noise.
+    """
     ladders = []
-    for number, row in enumerate(row for row in rows if row.reference):
+    chosen = [row for row in rows if row.reference or of == "all"]
+    for number, row in enumerate(chosen, first // len(ORDERED_RUNGS)):
         image = read_image(row.path)
-        grey = luminance(image)
         for place, (kind, strengths) in enumerate(ORDERED_RUNGS.items()):
-            rng = np.random.default_rng([seed, number, place])
-            worse = [DEGRADATIONS[kind](grey, strength, rng) for strength in strengths]
-            rungs = [from_array(rung, value_range=(0, 255), mask=image.mask) for rung in worse]
-            ladders.append(Ladder((image, *rungs)))
+            worse = partial(degraded, image, kind, strengths, seed=(seed, number, place))
+            rungs = look.rungs(row.path, kind, worse) if isinstance(look, Cache) else [image, *worse()]
+            ladders.append(Ladder(tuple(rungs), side))
     return ladders
+
+
+def degraded(image: Image, kind: str, strengths: Sequence[float], *, seed: tuple[int, ...]) -> list[Image]:
+    """Worse copies of an image, by one kind of degradation at rising strengths; its mask stays."""
+    grey, rng = luminance(image), np.random.default_rng(seed)
+    worse = [DEGRADATIONS[kind](grey, strength, rng) for strength in strengths]
+    return [from_array(rung, value_range=(0, 255), mask=image.mask) for rung in worse]
+
+
+# Towers
 
 
 def adopt_towers(network: SAQM, towers: SAQM) -> None:
@@ -297,25 +262,3 @@ def adopt_towers(network: SAQM, towers: SAQM) -> None:
             f"towers of {asdict(towers.architecture)} do not fit a network of {asdict(network.architecture)}"
         )
     network.load_state_dict(given, strict=False)
-
-
-def _take(source: Tensor | Windows, places: NDArray[np.int_]) -> Tensor:
-    if isinstance(source, Windows):
-        return torch.from_numpy(source.take(places))
-    return source[torch.from_numpy(places)]
-
-
-def _by_image(output: Output, images: int) -> tuple[Tensor, Tensor]:
-    """Logits (I, W, M), and each window's share of its image's mean (I, W)."""
-    logit_IWM = output.logit.float().reshape(images, -1, output.logit.shape[-1])
-    weight_IW = output.weight.float().reshape(images, -1)
-    return logit_IWM, weight_IW / weight_IW.sum(1, keepdim=True)
-
-
-def _distance(logit: Tensor, truth: Tensor, loss: str) -> Tensor:
-    """Loss of each logit against a score on 0..1; BCE is less its floor, the soft label's entropy: 0 is perfect."""
-    truth = truth.expand_as(logit)
-    if loss == "smooth-l1":
-        return F.smooth_l1_loss(logit.sigmoid(), truth, beta=0.1, reduction="none")
-    entropy = -(torch.xlogy(truth, truth) + torch.xlogy(1 - truth, 1 - truth))
-    return F.binary_cross_entropy_with_logits(logit, truth, reduction="none") - entropy
