@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export SAQM_SHARED ?= ../shared
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check format format-check lint types docs docs-check train-default benchmark clean
+.PHONY: help env demo test check format format-check lint types docs docs-check train-default fit-metrics laws table2 table3 ceilings benchmark-metrics benchmark clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,14 +41,39 @@ lint: env
 types: env
 	$(BIN)/mypy
 
-docs: env ## write docs/cli.md anew from the commands
+docs: env ## write docs/cli.md and docs/metrics.md anew
 	$(BIN)/python docs/generate_cli.py
+	$(BIN)/python docs/generate_metrics.py
 
 docs-check: env
-	$(BIN)/python docs/generate_cli.py --check || { echo 'docs/cli.md is out of date: make docs'; exit 1; }
+	$(BIN)/python docs/generate_cli.py --check && $(BIN)/python docs/generate_metrics.py --check || { echo 'a generated page is out of date: make docs'; exit 1; }
 
 train-default: env ## train the shipped model anew, and measure it out of fold (needs the study; takes long)
 	$(BIN)/python benchmarks/train_default.py
+
+fit-metrics: env ## fit the metrics' parameters that ship anew (needs the study and the photographs)
+	$(BIN)/python benchmarks/fit_metrics.py
+
+laws: env ## measure which laws each metric obeys on which images (needs the study and the photographs)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/laws.py
+
+table3: env ## the metrics beside the model on the study: benchmarks/results/table3.*
+	mkdir -p runs
+	$(BIN)/saqm data ct-reader-study $(SAQM_SHARED)/data/ct_reader_study --out runs/study.csv
+	$(BIN)/saqm experiment table3 --manifest runs/study.csv --folds 4 --out benchmarks/results
+
+table2: env ## the paper's configurations between the study's two organs: benchmarks/results/table2.* (long)
+	mkdir -p runs
+	$(BIN)/saqm data ct-reader-study $(SAQM_SHARED)/data/ct_reader_study --organ abdomen --out runs/abdomen.csv
+	$(BIN)/saqm data ct-reader-study $(SAQM_SHARED)/data/ct_reader_study --organ brain --out runs/brain.csv
+	$(BIN)/saqm experiment table2 --source runs/abdomen.csv --target runs/brain.csv --both --jobs 2 --out runs/table2
+	cp runs/table2/table2.md runs/table2/table2.json runs/table2/table2_runs.csv runs/table2/table2.png benchmarks/results/
+
+ceilings: env ## what the study allows: denoisers' means, hand-made statistics, the twin at hand
+	$(BIN)/python benchmarks/ceilings.py
+
+benchmark-metrics: env ## time the metrics beside other libraries (their install lines stand in the script)
+	$(BIN)/python benchmarks/metrics.py $(if $(PEERS),--peers $(PEERS))
 
 benchmark: env ## measure what models cost: size, operations, time of an image
 	$(BIN)/python benchmarks/cost.py
