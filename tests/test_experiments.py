@@ -15,6 +15,7 @@ from PIL import Image as Pillow
 from scipy import ndimage
 
 from saqm import experiments
+from saqm.adapt import window_statistics
 from saqm.errors import ManifestError, SaqmError, TrainingError
 from saqm.experiments import (
     OutOfFold,
@@ -28,18 +29,19 @@ from saqm.experiments import (
     run_folds,
     save_out_of_fold,
     train_command,
+    transfer,
 )
-from saqm.export import load_network
+from saqm.export import load_network, save_network
 from saqm.image import read_image
 from saqm.loop import Log, LoopConfig
-from saqm.manifest import Fold, Manifest, Row, Scale, folds, normalised, write_manifest
+from saqm.manifest import Fold, Manifest, Row, Scale, folds, normalised, read_manifest, write_manifest
 from saqm.modelfile import read_header
 from saqm.network import SAQM, Architecture
 from saqm.outputs.predictions import read_predictions
 from saqm.pretrain import PretrainConfig
-from saqm.recipes import RECIPES
+from saqm.recipes import RECIPES, Recipe, Side
 from saqm.scorer import load_scorer, score
-from saqm.train import predict
+from saqm.train import Cache, predict
 
 TINY = Architecture(width=1 / 64, trunks="shared", norm="batch", pool="mean-max", hidden=(4,), members=2, weighted=True)
 RECIPE = replace(
@@ -421,6 +423,147 @@ def test_train_refuses_what_cannot_be_taught(tmp_path: Path, recipe: str, sides:
     with pytest.raises(TrainingError, match=message):
         run_train(tmp_path / "run", recipe, **dict.fromkeys(sides, tmp_path / "data" / "manifest.csv"))
     assert not (tmp_path / "run").exists()
+
+
+# Two domains
+
+
+def domains(folder: Path) -> tuple[Manifest, Manifest]:
+    """A source, and a target that has its own scenes."""
+    source, target = made(folder / "source", scenes=2), made(folder / "target", scenes=3)
+    own = tuple(replace(row, scene=f"other {row.scene}", domain="us-made") for row in target.rows)
+    target = replace(target, rows=own)
+    write_manifest(target, folder / "target" / "manifest.csv")
+    return source, target
+
+
+def test_two_domains_are_taught_and_the_file_says_what_was_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_onnx: Callable[..., bytes]
+) -> None:
+    _, target = domains(tmp_path)
+    monkeypatch.setattr("saqm.export.onnx_graph", lambda network: toy_onnx())  # noqa: ARG005  exports take long
+    paths = {side: tmp_path / side / "manifest.csv" for side in ("source", "target")}
+    (tmp_path / "heads.toml").write_text(
+        ALL_TOML.replace("target-only", "unsupervised").replace('"all"', '"heads"\nfeatures = "32"')
+    )
+    towers = SAQM(TINY, seed=3)
+    save_network(towers, header_for(
+        towers, RECIPE, {}, [], name="towers", version="1", seed=0, steps=0, epochs=0, commit="", results={},
+        licence="-", card="-",
+    ), tmp_path / "towers.safetensors")  # fmt: skip
+    said: list[str] = []
+    result = run_train(
+        tmp_path / "run", str(tmp_path / "heads.toml"), towers=tmp_path / "towers.safetensors", say=said.append, **paths
+    )
+    assert said == [
+        "8 scored images, 5 scenes, 20 ladders",
+        "12 of 12 scores of the target are not read: recipe 'heads'",
+        "12 target images without scores are learnt from: a test on them is transductive",
+    ]
+    header = read_header(result["weights"])
+    results: Any = header.training.results
+    assert results["scores_read"] == {"source": 8, "target": 0}
+    assert results["images_without_scores"] == {"source": 0, "target": 12}
+    assert {"mmd", "proxy_a_distance"} <= results["first"].keys() == results["last"].keys()
+    assert len(header.training.images_sha256) == len({read_image(r.path).source.sha256 for r in target.rows} | {
+        read_image(r.path).source.sha256 for r in read_manifest(paths["source"]).rows
+    })  # fmt: skip
+    assert header.domain.features is not None
+    assert header.domain.features.images == 12
+    target_files = [read_image(row.path) for row in target.rows]
+    wanted = window_statistics(load_network(result["weights"])[0], target_files, RECIPE)
+    assert header.domain.features == wanted
+    other = tmp_path / "semi.toml"
+    other.write_text((tmp_path / "heads.toml").read_text().replace("unsupervised", "semi-supervised"))
+    with pytest.raises(TrainingError, match="holds a run with another recipe"):
+        run_train(tmp_path / "run", str(other), towers=tmp_path / "towers.safetensors", resume=True, **paths)
+
+
+def test_a_whole_network_is_taught_on_two_domains_and_colour_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_onnx: Callable[..., bytes]
+) -> None:
+    source, _ = domains(tmp_path)
+    for row in source.rows:
+        with Pillow.open(row.path) as grey:
+            Pillow.merge("RGB", [grey, grey, grey.point(lambda level: level // 2)]).save(row.path)
+    monkeypatch.setattr("saqm.export.onnx_graph", lambda network: toy_onnx())  # noqa: ARG005  exports take long
+    (tmp_path / "paper.toml").write_text("""
+        base = "paper-semi-supervised"
+        [architecture]
+        width = 0.015625
+        norm = "batch"
+        [teaching]
+        epochs = 1
+        images_per_step = 4
+        [alignment]
+        base = "grl"
+    """)
+    said: list[str] = []
+    paths = {side: tmp_path / side / "manifest.csv" for side in ("source", "target")}
+    result = run_train(tmp_path / "run", str(tmp_path / "paper.toml"), say=said.append, **paths)
+    assert len(said) == 2
+    assert "what tells them apart is colour, not quality" in said[1]
+    assert 'use a .toml recipe with [preparation] channels = "gray"' in said[1]
+    assert read_header(result["weights"]).domain.features is None
+    (tmp_path / "paper.toml").write_text((tmp_path / "paper.toml").read_text() + '[preparation]\nchannels = "gray"\n')
+    said.clear()
+    run_train(tmp_path / "grey", str(tmp_path / "paper.toml"), say=said.append, **paths)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sides", "message"),
+    [
+        ("unsupervised", ("source",), r"learns from the target's images \(their scores are not read\): give --target"),
+        ("unsupervised", ("target",), r"recipe 'unsupervised' learns from the source's scores: give --source MANIFEST"),
+        ("semi-supervised", ("source",), r"learns from the target's scores: give --target MANIFEST"),
+        ("source-only", ("source", "target"), r"reads no target manifest; leave --target out"),
+    ],
+)
+def test_a_missing_side_is_named(tmp_path: Path, recipe: str, sides: tuple[str, ...], message: str) -> None:
+    made(tmp_path / "data", scenes=1)
+    with pytest.raises(TrainingError, match=message):
+        run_train(tmp_path / "run", recipe, **dict.fromkeys(sides, tmp_path / "data" / "manifest.csv"))
+
+
+def test_folds_of_one_manifest_have_no_two_sides(tmp_path: Path) -> None:
+    manifest = made(tmp_path / "data", scenes=2)
+    recipe = replace(RECIPE, aligned=True)
+    with pytest.raises(TrainingError, match="needs a source and a target, and one manifest has no sides"):
+        finish_fold(manifest, folds(manifest, 2, 0)[0], recipe, None, seed=0, folder=tmp_path / "fold")
+
+
+def transferring() -> Recipe:
+    return replace(RECIPES["unsupervised"], architecture=TINY, teaching=replace(
+        RECIPE.teaching, standardise="by-domain", ladders=0.0
+    ))  # fmt: skip
+
+
+def test_a_transfer_is_done_once_and_never_sees_its_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = domains(tmp_path)
+    test = [row for row in target.rows if row.scene == "other scene 2"]
+    sides: dict[Side, Manifest] = {
+        "source": source, "target": replace(target, rows=tuple(row for row in target.rows if row not in test)),
+    }  # fmt: skip
+    towers, recipe = SAQM(TINY, seed=5), transferring()
+    cache = Cache(towers, recipe)
+    found = transfer(sides, test, recipe, towers, seed=0, folder=tmp_path / "a", cache=cache)
+    assert len(found) == len(test)
+    assert all(0 < value < 1 for value in found)
+    plain = transfer(sides, test, recipe, towers, seed=0, folder=tmp_path / "b")
+    assert plain == pytest.approx(found, abs=1e-5)
+    unlike = [replace(row, score=0.5) for row in test]
+    assert transfer(sides, unlike, recipe, towers, seed=0, folder=tmp_path / "c", cache=cache) == found
+    with_test = replace(recipe, transductive=True)
+    seen = transfer(sides, test, with_test, towers, seed=0, folder=tmp_path / "d", cache=cache)
+    assert seen != found  # the test images' own statistics are in
+    assert transfer(sides, unlike, with_test, towers, seed=0, folder=tmp_path / "e", cache=cache) == seen
+    monkeypatch.setattr(experiments, "train", never)
+    assert transfer(sides, test, recipe, towers, seed=0, folder=tmp_path / "a", cache=cache) == found
+    with pytest.raises(TrainingError, match="holds a run with another towers"):
+        transfer(sides, test, recipe, SAQM(TINY, seed=6), seed=0, folder=tmp_path / "a", cache=cache)
+    with pytest.raises(ManifestError, match="training and test share 1 scenes: other scene 2"):
+        transfer({**sides, "target": target}, test, recipe, towers, seed=0, folder=tmp_path / "f", cache=cache)
 
 
 # saqm pretrain

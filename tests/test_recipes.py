@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from saqm.adaptation import ALIGNMENTS, Alignment
 from saqm.errors import TrainingError
-from saqm.loop import LoopConfig
-from saqm.pretrain import PretrainConfig
+from saqm.loop import LoopConfig, described
+from saqm.pretrain import TWO_STAGES, PretrainConfig
 from saqm.recipes import RECIPES, Recipe, changed_by, read_recipe
 
 
@@ -28,6 +29,10 @@ def test_table_names_each_recipe_and_whose_scores_it_reads() -> None:
         "target-only": ("target",),
         "source-only": ("source",),
         "pooled": ("source", "target"),
+        "unsupervised": ("source",),
+        "semi-supervised": ("source", "target"),
+        "paper-unsupervised": ("source",),
+        "paper-semi-supervised": ("source", "target"),
     }
     assert all(recipe.name == name and read_recipe(name) is recipe for name, recipe in RECIPES.items())
 
@@ -36,6 +41,31 @@ def test_domains_differ_and_nothing_else() -> None:
     ours = RECIPES["target-only"]
     for name in ("source-only", "pooled"):
         assert replace(RECIPES[name], name=ours.name, scored_on=ours.scored_on) == ours
+
+
+def test_both_domains_are_met_where_they_are_aligned_or_standardised_apart() -> None:
+    met = {name: recipe.meets for name, recipe in RECIPES.items()}
+    assert met["target-only"] == met["paper"] == ("target",)
+    assert met["source-only"] == ("source",)
+    both = ("pooled", "unsupervised", "semi-supervised", "paper-unsupervised", "paper-semi-supervised")
+    assert all(met[name] == ("source", "target") for name in both)
+    control = RECIPES["source-only"]
+    apart = replace(control, teaching=replace(control.teaching, standardise="by-domain"))
+    assert apart.meets == ("source", "target")
+
+
+def test_adaptation_differs_from_its_controls_in_what_it_says() -> None:
+    for name, control in (("unsupervised", "source-only"), ("semi-supervised", "pooled")):
+        ours, other = RECIPES[name], RECIPES[control]
+        assert ours.aligned and not other.aligned  # noqa: PT018
+        unaligned = replace(ours, name=control, aligned=False)
+        assert replace(unaligned, teaching=replace(ours.teaching, standardise="shared")) == other
+    for name, control in (("paper-unsupervised", "paper"), ("paper-semi-supervised", "paper")):
+        ours, paper = RECIPES[name], RECIPES[control]
+        assert ours.alignment == ALIGNMENTS["paper"]
+        assert ours.aligned
+        changed = replace(ours, name="paper", aligned=False, scored_on=paper.scored_on, alignment=paper.alignment)
+        assert changed == paper
 
 
 def test_paper_recipe_is_the_paper_s() -> None:
@@ -88,6 +118,48 @@ def test_file_changes_nested_fields_and_nothing_else(tmp_path: Path) -> None:
         ),
     )  # fmt: skip
     assert RECIPES["paper"].teaching.epochs == 100  # the table itself is left alone
+
+
+@pytest.mark.parametrize(
+    ("lines", "wanted"),
+    [
+        ('alignment = "mmd"', ALIGNMENTS["mmd"]),
+        ('[alignment]\nbase = "grl"\nweight = 1\npace = 5', replace(ALIGNMENTS["grl"], weight=1, pace=5)),
+        ('[alignment]\nweight = 0.5\ntap = "image"', replace(ALIGNMENTS["coral"], weight=0.5, tap="image")),
+    ],
+)
+def test_file_names_an_alignment_and_changes_it(tmp_path: Path, lines: str, wanted: Alignment) -> None:
+    recipe = read_recipe(written(tmp_path, f'base = "unsupervised"\n{lines}'))
+    assert recipe.alignment == wanted
+    assert recipe.aligned
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ('alignment = "mdd"', r"mine.toml: alignment: base is 'mdd'; known are paper, grl, coral"),
+        ("alignment = 3", r"mine.toml: alignment is a name or a table, not 3"),
+        ('[alignment]\nkind = "mmd"', r"alignment: write base = one of paper, grl, .*, whose weight suits its kind"),
+        ("[alignment]\nweigth = 1", r"alignment: unknown field 'weigth'; did you mean 'weight'"),
+        ('[alignment]\ntap = "head"', r"alignment: tap is 'head'; wanted one of 'window', 'value', 'image'"),
+        ('[teaching]\nstandardise = "by-side"', r"standardise is 'by-side'; wanted one of 'shared', 'by-domain'"),
+    ],
+)
+def test_what_is_wrong_with_an_alignment_is_said(tmp_path: Path, lines: str, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        read_recipe(written(tmp_path, f'base = "unsupervised"\n{lines}'))
+
+
+def test_what_came_later_is_no_part_of_an_older_description() -> None:
+    for name in ("target-only", "paper"):
+        old = described(RECIPES[name])
+        assert set(old) == {"name", "scored_on", "aligned", "architecture", "preparation", "teaching"}
+        assert "standardise" not in old["teaching"]
+        assert "momentum" not in old["teaching"]["loop"]
+    assert "momentum" not in described(TWO_STAGES)["then"]["loop"]
+    new = described(replace(RECIPES["unsupervised"], transductive=True, labelled=0.5))
+    assert (new["transductive"], new["labelled"], new["alignment"]["kind"]) == (True, 0.5, "coral")
+    assert new["teaching"]["standardise"] == "by-domain"
 
 
 def test_file_may_name_itself(tmp_path: Path) -> None:
