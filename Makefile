@@ -56,6 +56,7 @@ fit-metrics: env ## fit the metrics' parameters that ship anew (needs the study 
 
 laws: env ## measure which laws each metric obeys on which images (needs the study and the photographs)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/laws.py
+	$(BIN)/python benchmarks/bit_depth.py
 
 table3: env ## the metrics beside the model on the study: benchmarks/results/table3.*
 	mkdir -p runs

@@ -228,10 +228,35 @@ def page() -> str:
         TRUST_TEXT,
         trust_table(laws, values),
         measured(how, values),
+        more_than_8_bits(),
         CARDS_TEXT,
         *(card(metric, laws, values) for metric in METRICS.values()),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def more_than_8_bits() -> str:
+    """The section on bit depth, from bit_depth.csv."""
+    rows = records("bit_depth.csv")
+    files = list(dict.fromkeys((row["file"], row["modality"]) for row in rows))
+    lines = [
+        "## More than 8 bits",
+        "",
+        "Pictures of 10 to 16 bits and of floats are judged as they are, on 0 … 255 with their fractions; no metric "
+        "makes a detour through 8 bits but Marziliano's, whose edge rule counts whole levels. What rounding to whole "
+        "levels would change, on files that come with pydicom (`benchmarks/bit_depth.py`; –: cannot be scored):",
+        "",
+        "| metric | " + " | ".join(f"{name} ({modality})" for name, modality in files) + " |",
+        "| --- |" + " ---: |" * len(files),
+    ]
+    found = {(row["metric"], row["file"]): row for row in rows}
+    for key, metric in METRICS.items():
+        cells = []
+        for name, _ in files:
+            row = found.get((key, name))
+            cells.append("–" if row is None else f"{float(row['value']):.4g} → {float(row['value_8_bit']):.4g}")
+        lines.append(f"| {metric.title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def refuse_stale(how: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import re
 import shlex
@@ -221,3 +222,19 @@ def test_every_dependency_is_pinned_once() -> None:
     pins = [line.split("==") for line in lines if line and not line.startswith("#")]
     assert sorted(pin[0] for pin in pins) == sorted(wanted)
     assert all(len(pin) == 2 for pin in pins)
+
+
+def test_the_readme_quotes_the_committed_table_of_metrics() -> None:
+    """README's table 3 is benchmarks/results/table3.csv, number by number."""
+    with (ROOT / "benchmarks" / "results" / "table3.csv").open(encoding="utf-8", newline="") as file:
+        rows = {(row["domain"], row["predictor"]): row for row in csv.DictReader(file)}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = text.split("<!-- table3:begin -->")[1].split("<!-- table3:end -->")[0]
+    lines = [line.strip("| ").split(" | ") for line in block.splitlines() if line.startswith("| ")][2:]
+    assert len(lines) > 10
+    for name, abdomen, brain, *_ in lines:
+        for domain, cell in (("ct-abdomen", abdomen), ("ct-brain", brain)):
+            row = rows[domain, name.strip()]
+            quoted = [float(number) for number in re.findall(r"-?[0-9.]+", cell)]
+            wanted = [row["srocc"], row["srocc_low"], row["srocc_high"]]
+            assert quoted == [pytest.approx(float(value), abs=0.0051) for value in wanted if value]

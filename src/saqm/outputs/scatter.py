@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from saqm.errors import MissingExtra
 from saqm.statistics import LEAST, Interval, fit_logistic
@@ -44,35 +45,43 @@ def scatter(evaluation: Evaluation, path: str | Path) -> None:
 def _panel(axes: Axes, evaluation: Evaluation, domain: str, index: Sequence[int]) -> None:
     x = np.array([evaluation.predictions[i] for i in index])
     y = np.array([evaluation.rows[i].score for i in index], np.float64)
-    low, high = min(x.min(), y.min()), max(x.max(), y.max())
-    margin = 0.05 * (high - low) or 0.5
-    limits = (low - margin, high + margin)
-    axes.plot(limits, limits, color="0.75", linewidth=1, linestyle="--", label="prediction = opinion", zorder=1)
+    own = evaluation.orientation  # of a metric, whose values are on no opinion scale: no diagonal, an axis of their own
+    across = _limits(x) if own is not None else _limits(np.concatenate([x, y]))
+    limits = across if own is None else _limits(y)
+    if own is None:
+        axes.plot(limits, limits, color="0.75", linewidth=1, linestyle="--", label="prediction = opinion", zorder=1)
     axes.scatter(x, y, s=18, color="#3b75af", alpha=0.45, linewidths=0, label="image", zorder=2)
     if np.ptp(x) > 0 and np.ptp(y) > 0 and len(x) >= LEAST:
-        fitted = fit_logistic(x, y)
+        sign = -1 if own is not None and own.turned else 1  # the curve rises with quality by the metric's own claim
+        fitted = fit_logistic(sign * x, y)
         grid = np.linspace(x.min(), x.max(), 200)
         label = "logistic" if fitted.fallback is None else "straight line"
-        axes.plot(grid, fitted(grid), color="#c1440e", linewidth=1.5, label=f"{label}, fitted here", zorder=3)
-    _name_methods(axes, evaluation, index, limits)
+        axes.plot(grid, fitted(sign * grid), color="#c1440e", linewidth=1.5, label=f"{label}, fitted here", zorder=3)
+    _name_methods(axes, evaluation, index, across, limits)
     result = next(r for r in evaluation.results if r.domain == domain)
     value = "undefined" if result.srocc is None else f"{result.srocc:.2f}"
     bounds = "" if result.srocc_interval is None else " [{:.2f}, {:.2f}]".format(*result.srocc_interval)
     axes.set(
-        xlim=limits,
+        xlim=across,
         ylim=limits,
-        aspect="equal",
-        xlabel="prediction",
+        xlabel="prediction" if own is None else f"{own.name} ({own.direction})",
         ylabel="opinion score",
         title=f"{domain}: SROCC {value}{bounds}\n{result.n} images of {result.scenes} scenes; diamonds: method means",
     )
+    axes.set_box_aspect(1)
     axes.title.set_fontsize(10)
     axes.grid(color="0.93")
     axes.set_axisbelow(True)
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)
 
 
-def _name_methods(axes: Axes, evaluation: Evaluation, index: Sequence[int], limits: Interval) -> None:
+def _limits(values: NDArray[np.float64]) -> Interval:
+    low, high = float(values.min()), float(values.max())
+    margin = 0.05 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def _name_methods(axes: Axes, evaluation: Evaluation, index: Sequence[int], across: Interval, limits: Interval) -> None:
     """A diamond at each method's mean, its name on the right edge in the same order, a thin line between the two."""
     by_method: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for i in index:
@@ -84,7 +93,7 @@ def _name_methods(axes: Axes, evaluation: Evaluation, index: Sequence[int], limi
     for method, places in sorted(by_method.items(), key=lambda item: float(np.mean(item[1], axis=0)[1])):
         x, y = np.mean(places, axis=0)
         below = max(y, below + line)
-        at = (limits[1] + 0.02 * side, below)
+        at = (across[1] + 0.02 * (across[1] - across[0]), below)
         axes.plot(x, y, marker="D", color="0.15", markersize=4, zorder=5)
-        axes.plot((x, limits[1], at[0]), (y, below, below), color="0.6", linewidth=0.5, clip_on=False, zorder=4)
+        axes.plot((x, across[1], at[0]), (y, below, below), color="0.6", linewidth=0.5, clip_on=False, zorder=4)
         axes.text(*at, f" {method}", fontsize=8, color="0.15", va="center")
