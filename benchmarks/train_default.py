@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from saqm.adapt import window_statistics
 from saqm.datasets import ct_reader_study
 from saqm.evaluate import ORACLE, READERS_MEAN, Evaluation
 from saqm.experiments import OutOfFold, build, finish_fold, header_for, judge_out_of_fold, save_out_of_fold
@@ -36,7 +37,7 @@ from saqm.pretrain import TWO_STAGES
 from saqm.recipes import TARGET_ONLY
 from saqm.train import read_samples
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 SEED = 0
 SCENE_FOLDS = 4
 CELLS = 3  # scene folds x method folds of the second protocol, of which the diagonal is run:
@@ -91,6 +92,7 @@ def final(manifest: Manifest, folder: Path, say: Any) -> None:
         network, TARGET_ONLY, {"ct_reader_study": manifest}, images,
         name=DEFAULT_MODEL, version=VERSION, seed=SEED, steps=STEPS + len(log),
         epochs=TARGET_ONLY.teaching.epochs, commit=commit(), results={}, licence=LICENCE, card=SUMMARY,
+        features=window_statistics(network, images, TARGET_ONLY),
     )  # fmt: skip
     save_network(network, header, path)
 

@@ -98,7 +98,7 @@ def commands() -> list[list[str]]:
 def test_every_command_of_the_contract_is_there() -> None:
     names = {" ".join(command) for command in commands()}
     assert names == {
-        "score", "inspect", "train", "pretrain", "evaluate", "export", "fit",
+        "score", "inspect", "train", "pretrain", "adapt", "evaluate", "export", "fit",
         "data folder", "data ct-reader-study", "data tid2013", "data kadid10k", "data koniq10k", "data live",
         "data csiq", "data ldctiqac2023", "data md72", "models list", "models show", "models verify",
         "experiment table2", "experiment table3",

@@ -624,6 +624,42 @@ def pretrain(
     _print_made(made, as_json)
 
 
+@app.command(epilog="Example: saqm adapt my-scanner/ --seed 7 --out adapted/")
+def adapt(
+    paths: Annotated[list[str] | None, typer.Argument(help="Files, folders, globs of one's own images.")] = None,
+    *,
+    target: Annotated[Path | None, typer.Option(help="A manifest of them instead, with scores of a few.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="A shipped model, or a .safetensors file.")] = None,
+    source: Annotated[
+        list[str] | None, typer.Option(help="Images that the model was trained on, for whoever has some of them.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same machine: same model.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the adapted model and its card.")],
+    as_json: AsJson = False,
+) -> None:
+    """Adapt a model to one's own images, without scores or with a few, and say whether it helped.
+
+    What helped means here: whether copies of images made worse on purpose score lower. No opinion stands behind that.
+    """
+    from saqm.modelfile import DEFAULT_MODEL
+
+    if (paths is None) == (target is None):
+        raise typer.BadParameter("give images, or --target with a manifest of them")
+    adapt_command = _training("adapt", "adapt_command")
+    with _teaching() as on_step:
+        made = adapt_command(
+            model=model or DEFAULT_MODEL,
+            names=_found(paths) if paths else (),
+            manifest=target,
+            source=_found(source) if source else (),
+            out=_made(out),
+            seed=seed,
+            say=_say,
+            on_step=on_step,
+        )
+    _print_made(made, as_json)
+
+
 @app.command(epilog="Example: saqm export model/mine.safetensors --to onnx --out mine.onnx")
 def export(
     model: Annotated[Path, typer.Argument(help="A .safetensors model.")],
