@@ -70,7 +70,8 @@ def commands(group: typer.Typer = app, path: str = "saqm") -> Iterator[Command]:
         yield Command(f"{path} {name}", text.strip(), tuple(examples.strip().split(" · ")), tuple(parameters(callback)))
     for inner in group.registered_groups:
         assert inner.typer_instance is not None
-        yield from commands(inner.typer_instance, f"{path} {inner.name}")
+        named = isinstance(inner.name, str)  # a group without a name is a module's commands, which stand at the top
+        yield from commands(inner.typer_instance, f"{path} {inner.name}" if named else path)
 
 
 def parameters(callback: Callable[..., Any]) -> Iterator[Parameter]:

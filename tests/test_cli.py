@@ -85,14 +85,13 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def commands() -> list[list[str]]:
-    plain = [[command.name or command.callback.__name__] for command in cli.app.registered_commands if command.callback]
-    nested = [
-        [group.name or "", command.name or ""]
+    return [
+        [*([group.name] if isinstance(group.name, str) else []), command.name or command.callback.__name__]
         for group in cli.app.registered_groups
         if group.typer_instance
         for command in group.typer_instance.registered_commands
+        if command.callback
     ]
-    return plain + nested
 
 
 def test_every_command_of_the_contract_is_there() -> None:

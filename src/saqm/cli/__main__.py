@@ -1,0 +1,5 @@
+"""`python -m saqm.cli`, which is `saqm`."""
+
+from saqm.cli import main
+
+main()

@@ -1,0 +1,193 @@
+"""`saqm score` and `saqm inspect`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from saqm.cli.terminal import (
+    AsJson,
+    AxisOption,
+    Engine,
+    FrameOption,
+    MaskOption,
+    MaxPixels,
+    ModelsOption,
+    Shown,
+    WindowOption,
+    found,
+    frames_of,
+    made_folder,
+    now,
+    print_json,
+    print_rich,
+    say,
+    window_of,
+    with_progress,
+)
+
+if TYPE_CHECKING:
+    from saqm.batch import Record, Settings
+    from saqm.outputs.summary import Summariser
+
+commands = typer.Typer()
+
+
+@commands.command(
+    epilog="Examples: saqm score study/ scan.dcm slides.zip --out scores.csv --jobs 4 · "
+    "saqm score volume.nii --axis 2 --model saqm-ct,niqe --out scores.csv --summary summary.csv"
+)
+def score(
+    paths: Annotated[list[str], typer.Argument(help="Files, folders, globs, DICOMDIR, .zip of images.")],
+    *,
+    model: ModelsOption = None,
+    frame: FrameOption = "all",
+    axis: AxisOption = None,
+    window: WindowOption = None,
+    mask: MaskOption = "auto",
+    stride: Annotated[int | None, typer.Option(min=1, help="Pixels from window to window; less is finer.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Result file: .csv, .tsv, .jsonl, .json or .parquet.")] = None,
+    form: Annotated[
+        Shown | None, typer.Option("--format", help="On stdout; by itself a table in a terminal, else tsv.")
+    ] = None,
+    as_json: AsJson = False,
+    summary: Annotated[
+        Path | None, typer.Option(help="File for median, quartiles and worst frame of each file: .csv, .tsv, .json(l).")
+    ] = None,
+    maps: Annotated[
+        Path | None, typer.Option("--map", help="Folder for a quality map (PNG) of each image; of models only.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes; the numbers do not depend on it.")] = 1,
+    engine: Annotated[Engine, typer.Option(help="What runs the model.")] = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with --out where it stopped; skip what is in it.")
+    ] = False,
+    max_pixels: MaxPixels = None,
+    timestamp: Annotated[bool, typer.Option("--timestamp", help="Note the time in each record.")] = False,
+) -> None:
+    """Score images: one row for each image, frame or slice and model, 0 to 100, higher is better.
+
+    A metric keeps its own scale: its value is the raw score, and the row says which direction is better. A file that
+    cannot be scored is a row with the reason, and the exit code is 1.
+    """
+    from saqm.batch import Settings
+    from saqm.image import DEFAULT_MAX_PIXELS
+    from saqm.outputs.summary import Summariser, save_summaries
+    from saqm.outputs.table import format_of
+    from saqm.scorer import scorer_names
+
+    if as_json and form not in (None, "json"):
+        raise typer.BadParameter(f"--json and --format {form} are two formats; choose one")
+    if out is not None and (form is not None or as_json):
+        raise typer.BadParameter(f"the suffix of --out decides its format; leave --format out, or --out {out}")
+    if resume and out is None:
+        raise typer.BadParameter("--resume goes on with a result file: name it with --out")
+    if summary is not None:
+        format_of(summary)  # a wrong suffix is told before the work
+    settings = Settings(
+        model=None if model is None else scorer_names(model),
+        engine=engine,
+        frames=frames_of(frame),
+        window=window_of(window),
+        mask=mask,
+        axis=axis,
+        stride=stride,
+        max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+        map_folder=made_folder(maps),
+        created=now() if timestamp else None,
+    )
+    names = found(paths)
+    tally = _Tally(None if summary is None else Summariser())
+    if out is None:
+        _score_to_stdout(names, settings, jobs, form or ("json" if as_json else None), tally)
+    else:
+        _score_to_file(names, settings, jobs, out, tally, resume=resume)
+    if summary is not None and tally.summariser is not None:
+        save_summaries(tally.summariser.summaries(), summary)
+    if out is not None or tally.not_scored:
+        say(f"{tally.scored} scored, {tally.not_scored} not scored{'' if out is None else f': {out}'}")
+    if tally.not_scored:
+        raise typer.Exit(1)
+
+
+def _score_to_stdout(names: list[str], settings: Settings, jobs: int, form: Shown | None, tally: _Tally) -> None:
+    from saqm.batch import score_many
+    from saqm.outputs import table
+
+    with closing(score_many(names, settings, jobs=jobs)) as scores:
+        records = tally.count(with_progress((score.to_record() for score in scores), len(names)))
+        if form is None:
+            form = "table" if sys.stdout.isatty() else "tsv"
+        if form == "table":
+            print_rich(table.table(records))
+        else:
+            sys.stdout.reconfigure(errors="surrogateescape", newline="")  # type: ignore[union-attr]
+            table.write_records(records, sys.stdout, form)
+
+
+def _score_to_file(names: list[str], settings: Settings, jobs: int, out: Path, tally: _Tally, *, resume: bool) -> None:
+    from saqm.batch import Journal, journal_path, score_journaled
+    from saqm.outputs import table
+
+    table.format_of(out)  # a wrong suffix is told before the work
+    if not resume and journal_path(out).exists():
+        say(f"note: an earlier run stopped here ({journal_path(out)}); starting afresh, as --resume was not given")
+    with Journal(out, settings, resume=resume) as journal:
+        if resume and out.exists():
+            journal.adopt(table.read_records(out))
+        with closing(score_journaled(names, settings, journal, jobs=jobs)) as records:
+            table.save_records(tally.count(with_progress(records, len(names))), out)
+
+
+class _Tally:
+    """Counts rows as they pass, and shows them to a summariser."""
+
+    def __init__(self, summariser: Summariser | None) -> None:
+        self.scored = self.not_scored = 0
+        self.summariser = summariser
+
+    def count(self, records: Iterable[Record]) -> Iterator[Record]:
+        for record in records:
+            if self.summariser is not None:
+                self.summariser.note(record)
+            if record["status"] == "scored":
+                self.scored += 1
+            else:
+                self.not_scored += 1
+            yield record
+
+
+@commands.command(epilog="Example: saqm inspect scan.dcm --png scan.png")
+def inspect(
+    path: Annotated[str, typer.Argument(help="One image file.")],
+    *,
+    frame: Annotated[int | None, typer.Option(min=0, help="Frame or slice, from 0.")] = None,
+    axis: AxisOption = None,
+    window: WindowOption = None,
+    mask: MaskOption = "auto",
+    png: Annotated[Path | None, typer.Option(help="Save the picture with the outline of its mask.")] = None,
+    as_json: AsJson = False,
+    max_pixels: MaxPixels = None,
+) -> None:
+    """Show what was read from a file: each step with its numbers, the share judged, a histogram."""
+    from saqm.image import DEFAULT_MAX_PIXELS, read_image
+    from saqm.outputs.inspection import describe, report
+
+    image = read_image(
+        path, frame, window_of(window), mask=mask, axis=axis, max_pixels=max_pixels or DEFAULT_MAX_PIXELS
+    )
+    description = describe(image)
+    if png is not None:
+        from saqm.outputs.heatmap import save_mask_picture
+
+        save_mask_picture(image, png)
+    if as_json:
+        print_json(description)
+    else:
+        for line in report(description):
+            typer.echo(line)

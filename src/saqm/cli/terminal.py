@@ -1,0 +1,188 @@
+"""What the commands share: options, progress, and how results and remarks are printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from saqm.errors import ImageError, MissingExtra, OutputError
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from saqm.batch import Record
+
+Engine = Literal["auto", "onnx", "torch"]
+Mask = Literal["auto", "none"]
+Shown = Literal["table", "json", "jsonl", "csv", "tsv"]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="A shipped model, a model file, or a metric: niqe, niqe:ct, niqe:FILE."),
+]
+ModelsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME[,NAME...]",
+        help="Shipped models, model files, metrics (niqe, niqe:ct, niqe:FILE), or all; see saqm models list.",
+    ),
+]
+ModelArgument = Annotated[str, typer.Argument(help="A shipped model, a model file, or a metric: niqe, niqe:ct.")]
+FrameOption = Annotated[str, typer.Option("--frame", metavar="N|all", help="One frame or slice, from 0; or all.")]
+AxisOption = Annotated[int | None, typer.Option("--axis", min=0, max=2, help="The axis a volume is sliced along.")]
+WindowOption = Annotated[
+    tuple[float, float] | None,
+    typer.Option("--window", metavar="CENTRE WIDTH", help="Instead of the file's own (HU in CT)."),
+]
+MaskOption = Annotated[Mask, typer.Option("--mask", help="Leave out air, borders and text, or judge everything.")]
+MaxPixels = Annotated[
+    int | None, typer.Option("--max-pixels", min=1, help="Refuse frames larger than this before decoding them.")
+]
+
+
+def from_training(module: str, function: str) -> Any:
+    """A function of the training modules, some of which import torch at their top."""
+    from importlib import import_module
+
+    try:
+        return getattr(import_module(f"saqm.{module}"), function)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "saqm":
+            raise
+        raise MissingExtra(error.name, "train", "training") from error
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int, Mapping[str, float]], None] | None]:
+    """A bar on stderr for every stage of a training, where that is a terminal: steps done, loss, rate, time left."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[shown]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        stages: dict[str, TaskID] = {}
+
+        def on_step(what: str, step: int, steps: int, logs: Mapping[str, float]) -> None:
+            if what not in stages or step < bar.tasks[stages[what]].completed:  # a new stage, or the next fold's
+                stages[what] = bar.add_task(what, total=steps, shown="")
+            speed = bar.tasks[stages[what]].speed
+            rate = "" if speed is None else f"{speed:.1f} steps/s"
+            bar.update(
+                stages[what], completed=step, shown=f"loss {logs['loss']:.4f} {rate}" if "loss" in logs else rate
+            )
+
+        yield on_step
+
+
+def print_made(made: dict[str, Any], as_json: bool) -> None:
+    """What a training command gives back: what it wrote and how it went, by name."""
+    if as_json:
+        print_json(made)
+        return
+    for name, value in made.items():
+        typer.echo(f"{name}: {value}")
+
+
+def found(paths: Sequence[str]) -> list[str]:
+    """The image files that paths, folders and globs name. Raises ImageError where there is none."""
+    from saqm.image import find_images
+
+    names = list(find_images(paths))
+    if not names:
+        raise ImageError(f"no image found in {', '.join(paths)}")
+    return names
+
+
+def with_progress(records: Iterable[Record], files: int) -> Iterator[Record]:
+    """The records, with a bar on stderr where that is a terminal: files done, rate, time left."""
+    if not sys.stderr.isatty():
+        yield from records
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=files, rate="")
+        path: object = None
+        for record in records:
+            if record["path"] != path:
+                path = record["path"]
+                speed = bar.tasks[task].speed
+                bar.update(task, advance=1, rate="" if speed is None else f"{speed:.1f} files/s")
+            yield record
+
+
+def frames_of(text: str) -> int | Literal["all"]:
+    """What --frame says. Raises BadParameter."""
+    if text == "all":
+        return "all"
+    if text.isdecimal():
+        return int(text)
+    raise typer.BadParameter(f"--frame {text}: a number from 0, or all")
+
+
+def window_of(window: tuple[float, float] | None) -> tuple[float, float] | None:
+    """What --window says, checked. Raises BadParameter."""
+    if window is not None and not window[1] > 0:
+        raise typer.BadParameter(f"--window {window[0]:g} {window[1]:g}: the width must be above 0")
+    return window
+
+
+def made_folder(folder: Path | None) -> Path | None:
+    """The folder, made where it was not there. Raises OutputError."""
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be made: {error.strerror}") from error
+    return folder
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write a text beside and put it in its place."""
+    from saqm.writing import replacing
+
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def now() -> str:
+    """The time, for --timestamp."""
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def print_json(value: object) -> None:
+    """Print JSON on stdout."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_rich(what: object) -> None:
+    """Print what rich draws, on stdout."""
+    from rich.console import Console
+
+    Console().print(what)
+
+
+def say(text: str) -> None:
+    """A remark for the person at the terminal, on stderr; nothing in it can move the cursor."""
+    typer.echo("\n".join(_plain(line) for line in text.split("\n")), err=True)
+
+
+def _plain(line: str) -> str:
+    from saqm.outputs.table import printable
+
+    return printable(line)
