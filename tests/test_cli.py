@@ -665,6 +665,56 @@ def test_training_without_its_extra_names_the_install_line(saqm: Saqm, monkeypat
     assert (ran.code, ran.err) == (2, "error: training needs torch: pip install 'saqm[train]'\n")
 
 
+@pytest.fixture
+def trainable(
+    tmp_path: Path, header: ModelHeader, toy_onnx: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """An untaught network as a .safetensors model; what is exported from it is the toy graph, for an export is slow."""
+    from saqm.export import save_network
+    from saqm.network import SAQM
+
+    monkeypatch.setattr("saqm.export.onnx_graph", lambda network: toy_onnx())  # noqa: ARG005
+    monkeypatch.setattr("saqm.adapt.STEPS", 4)
+    save_network(SAQM.from_header(header), header, tmp_path / "toy.safetensors")
+    return tmp_path / "toy.safetensors"
+
+
+def test_adapt_makes_a_model_of_images_without_scores(saqm: Saqm, tmp_path: Path, trainable: Path) -> None:
+    (tmp_path / "own").mkdir()
+    for number in range(5):
+        save_picture(tmp_path / "own" / f"{number}.png", seed=number)
+    out = tmp_path / "adapted"
+    asked = ("adapt", tmp_path / "own", "--model", trainable, "--seed", 7, "--out", out)
+    ran = saqm(*asked, "--json")
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    assert (found["images"], found["learnt_from"], found["tried_on"], found["scores_read"]) == (5, 4, 1, 0)
+    assert (found["model"], found["weights"]) == (str(out / "model.onnx"), str(out / "model.safetensors"))
+    assert "does not say which features it was trained on: they are not standardised" in ran.err
+    assert saqm("score", tmp_path / "own", "--model", out / "model.onnx").code == 0
+    shown = json.loads(saqm("models", "show", out / "model.safetensors", "--json").out)
+    assert shown["training"]["seed"] == 7
+    before = (out / "model.safetensors").read_bytes()
+    ran = saqm(*asked)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == f"error: {out} holds a model already; choose another --out\n"
+    assert (out / "model.safetensors").read_bytes() == before
+
+
+def test_adapt_refuses_too_few_images_and_two_sources_of_them(saqm: Saqm, tmp_path: Path, trainable: Path) -> None:
+    for number in range(3):
+        save_picture(tmp_path / f"{number}.png", seed=number)
+    rest = ("--model", trainable, "--out", tmp_path / "adapted")
+    for images in ((), (tmp_path / "0.png", "--target", tmp_path / "own.csv")):  # neither, and both
+        ran = saqm("adapt", *images, *rest)
+        assert ran.code == 2
+        assert "give images, or --target with a manifest of them" in re.sub(r"[\s│]+", " ", ran.err)
+    ran = saqm("adapt", *(tmp_path / f"{number}.png" for number in range(3)), *rest)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == "error: 3 images can be scored; adapting needs 4, and 12 are advised\n"
+    assert not list(tmp_path.glob("adapted/*"))
+
+
 def test_fit_hands_its_options_on(saqm: Saqm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, object] = {}
 

@@ -48,8 +48,8 @@ MOST = 200  # images that are learnt from; more of the same cost time and change
 LADDERS_OF = 24  # images whose worse copies are learnt from
 TRIED_ON = 12  # images kept out, whose worse copies are tried
 STEPS = 240
-ANCHOR = 0.3  # weight of an image held at what the model said, where an opinion counts 1
-KEPT = 0.8  # SROCC of the scores before and after below which it is said that the order changed much
+ANCHOR = 0.3  # weight of an image held at what the model said beside one with an opinion, which counts 1
+KEPT = 0.8  # SROCC of the scores before and after below which the order has changed too much to be called help
 HELPED = 0.01  # by how much the concordance must rise to be called help: a pair in a hundred
 
 
@@ -127,18 +127,19 @@ def adapt_command(
         "scores_read": sum(one.score is not None for one in learnt), "standardised": standardised,
         "concordance_before": before[0], "concordance_standardised": between[0], "concordance_after": after[0],
         "moved_mean": float(moved.mean()), "moved_max": float(moved.max()),
-        "order_kept": watching.rank_correlation(before[1], after[1]), "helped": after[0] >= before[0] + HELPED,
-        **distances,
+        "order_kept": watching.rank_correlation(before[1], after[1]), **distances,
     }  # fmt: skip
-    if not found["helped"]:
+    turned = found["order_kept"] is None or found["order_kept"] < KEPT
+    found["helped"] = after[0] >= before[0] + HELPED and not turned
+    if turned:
+        say(
+            f"the order of the images themselves changed much (SROCC to before: {_shown(found['order_kept'])}), which "
+            f"nothing but opinions could justify: go on with {header.name}, or have some images scored by people"
+        )
+    elif not found["helped"]:
         say(
             f"adaptation did not help: on images kept out, {after[0]:.0%} of worse copies score lower, and "
             f"{before[0]:.0%} did before; go on with {header.name}"
-        )
-    if found["order_kept"] is None or found["order_kept"] < KEPT:
-        say(
-            f"the order of the images themselves changed much (SROCC to before: {_shown(found['order_kept'])}); "
-            "have some of them scored by people (`saqm evaluate`) before either order is relied on"
         )
     made = _header(header, own, learnt, mine, found, name=out.resolve().name, seed=seed, steps=len(log), recipe=recipe)
     out.mkdir(parents=True, exist_ok=True)
@@ -177,9 +178,12 @@ def card(original: ModelHeader, found: Mapping[str, Any]) -> str:
     for key, name in names.items():
         if f"{key}_before" in found:
             rows[name] = f"{found[f'{key}_before']:.3g} before, {found[f'{key}_after']:.3g} after"
-    advice = "On images kept out, worse copies are in better order than before."
+    advice = "On images kept out, worse copies are in better order than before, and the images' own order is kept."
     if not found["helped"]:
-        advice = f"**It did not help**: on images kept out, worse copies are in no better order. Keep {original.name}."
+        advice = (
+            "**It did not help**: on images kept out, worse copies are in no better order, or the order of the images "
+            f"themselves was changed, which nothing here can justify. Keep {original.name}."
+        )
     standardised = "Features were not standardised: the training images' are not known, or it made the order worse.\n"
     if found["standardised"]:
         standardised = (
@@ -204,8 +208,9 @@ def _shown(correlation: float | None) -> str:
 
 def _recipe(network: SAQM, header: ModelHeader) -> Recipe:
     prepared = header.preparation.model_dump()
+    # the order loss holds the images among each other where the model had them; without it the ladders turn it round
     teaching = replace(
-        TARGET_ONLY.teaching, order=0.0, ladders=1.0, features="32", images_per_step=32, windows_per_image=64,
+        TARGET_ONLY.teaching, features="32", images_per_step=32, windows_per_image=64,
         loop=LoopConfig(learning_rate=1e-3, optimiser="adamw", schedule="one-cycle"),
     )  # fmt: skip
     preparation = Preparation(**{name: prepared[name] for name in Preparation.__dataclass_fields__})
