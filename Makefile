@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export SAQM_SHARED ?= ../shared
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check format format-check lint types docs docs-check train-default fit-metrics laws table2 table3 ceilings benchmark-metrics benchmark clean
+.PHONY: help env demo test check format format-check lint types docs docs-check train-default fit-metrics laws table2 table3 signs ceilings benchmark-metrics benchmark clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -69,6 +69,9 @@ table2: env ## the paper's configurations between the study's two organs: benchm
 	$(BIN)/saqm data ct-reader-study $(SAQM_SHARED)/data/ct_reader_study --organ brain --out runs/brain.csv
 	$(BIN)/saqm experiment table2 --source runs/abdomen.csv --target runs/brain.csv --both --jobs 2 --out runs/table2
 	cp runs/table2/table2.md runs/table2/table2.json runs/table2/table2_runs.csv runs/table2/table2.png benchmarks/results/
+
+signs: env ## which label-free sign would have told good adaptations from bad, over the runs of table2
+	$(BIN)/python benchmarks/signs.py
 
 ceilings: env ## what the study allows: denoisers' means, hand-made statistics, the twin at hand
 	$(BIN)/python benchmarks/ceilings.py

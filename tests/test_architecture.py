@@ -97,7 +97,7 @@ IMPORTED_IN = {
         "cli.scoring",
         "cli.teaching",
         "cli.terminal",
-    },  # fmt: skip
+    },
     "nibabel": {"image.volume", "image.volume_header"},
     "nrrd": {"image.volume", "image.volume_header"},
     "tifffile": {"image.raster"},

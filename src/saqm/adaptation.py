@@ -549,10 +549,14 @@ def _first_half(rows: int, groups: Sequence[object] | None, rng: torch.Generator
     return torch.tensor([places[name] in chosen for name in named])
 
 
+_LEAST_SD = 0.01  # of the median sd: a feature that hardly ever fires is not brought to unit sd
+
+
 def _logistic(source_SD: Tensor, target_TD: Tensor) -> Callable[[Tensor], Tensor]:
     """Logits (target positive) by ridge logistic regression, each domain counting half; float64, deterministic."""
     mean, sd = (statistic(torch.cat([source_SD, target_TD]), 0) for statistic in (torch.mean, torch.std))
-    sd = torch.where(sd > 0, sd, torch.ones_like(sd))  # a constant feature tells nothing
+    # a constant feature tells nothing, and one that fires in a row of thousands must not be blown up to tell all
+    sd = torch.where(sd > 0, sd.clamp(min=_LEAST_SD * float(sd.median())), torch.ones_like(sd))
     source_SD, target_TD = (source_SD - mean) / sd, (target_TD - mean) / sd
     ridge = 1 / (len(source_SD) + len(target_TD))
     weight = torch.zeros(source_SD.shape[1] + 1, dtype=torch.float64, requires_grad=True)

@@ -12,7 +12,6 @@ from saqm.cli.terminal import (
     AsJson,
     ModelOption,
     from_training,
-    made_folder,
     print_json,
     stages,
 )
@@ -44,7 +43,7 @@ def experiment_table2(
             seeds=seeds,
             quick=quick,
             jobs=jobs,
-            out=made_folder(out),
+            out=out,
             on_step=on_step,
         )
     if as_json:
@@ -68,7 +67,5 @@ def experiment_table3(
 
     table3_command = from_training("table3", "table3_command")
     with stages() as on_step:
-        result = table3_command(
-            read_manifest(manifest), k=folds, seed=seed, model=model, out=made_folder(out), on_step=on_step
-        )
+        result = table3_command(read_manifest(manifest), k=folds, seed=seed, model=model, out=out, on_step=on_step)
     typer.echo(result.to_json() if as_json else result.to_markdown(), nl=False)
