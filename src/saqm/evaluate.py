@@ -156,6 +156,16 @@ class Result:
     notes: tuple[str, ...] = ()
 
 
+def shown(value: float | None) -> str:
+    """A statistic as the tables have it."""
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def shown_interval(value: Interval | None) -> str:
+    """An interval as the tables have it."""
+    return "-" if value is None else f"[{value[0]:.2f}, {value[1]:.2f}]"
+
+
 @dataclass(frozen=True)
 class Orientation:
     """A predictor that keeps its own scale, and how it was brought into the direction of the opinions.
@@ -240,20 +250,14 @@ class Evaluation:
         return "\n\n".join([*parts, "\n".join(self._remarks())]) + "\n"
 
     def _tables(self) -> list[list[list[str]]]:
-        def number(value: float | None) -> str:
-            return "undefined" if value is None else f"{value:.3f}"
-
-        def bounds(value: Interval | None) -> str:
-            return "-" if value is None else f"[{value[0]:.2f}, {value[1]:.2f}]"
-
         head = ["images", "scenes", "SROCC", "95 % (scenes)", "95 % (scenes and methods)", "within scene"]
         head += ["PLCC", "PLCC logistic*", "KROCC", "RMSE", "MAE"]
         tables = []
         for domain in dict.fromkeys(result.domain for result in self.results):
             body = [
                 [r.name, str(r.n), str(r.scenes)]
-                + [number(r.srocc), bounds(r.srocc_interval), bounds(r.srocc_interval_methods)]
-                + [number(v) for v in (r.within_scene_srocc, r.plcc, r.plcc_logistic, r.krocc, r.rmse, r.mae)]
+                + [shown(r.srocc), shown_interval(r.srocc_interval), shown_interval(r.srocc_interval_methods)]
+                + [shown(v) for v in (r.within_scene_srocc, r.plcc, r.plcc_logistic, r.krocc, r.rmse, r.mae)]
                 for r in self.results
                 if r.domain == domain
             ]
@@ -261,7 +265,7 @@ class Evaluation:
         if self.comparisons:
             tables.append([["SROCC compared", "domain", "images", "difference", "95 %", "p", "p (Holm)", "in words"]])
             for c in self.comparisons:
-                numbers = [f"{c.difference:+.3f}", bounds(c.interval), f"{c.p:.4f}", f"{c.p_holm:.4f}"]
+                numbers = [f"{c.difference:+.3f}", shown_interval(c.interval), f"{c.p:.4f}", f"{c.p_holm:.4f}"]
                 tables[-1].append([f"{c.first} - {c.second}", c.domain, str(c.n), *numbers, c.verdict])
         return tables
 

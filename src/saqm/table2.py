@@ -23,7 +23,7 @@ import torch
 
 from saqm.adaptation import ALIGNMENTS
 from saqm.errors import ManifestError
-from saqm.evaluate import Evaluation, evaluate_predictions
+from saqm.evaluate import Evaluation, evaluate_predictions, shown, shown_interval
 from saqm.experiments import on_scale, transfer
 from saqm.manifest import Fold, Manifest, Row, folds, read_manifest
 from saqm.outputs.forest import forest
@@ -143,8 +143,9 @@ class Table2:
             spread = f"{min(seeds):.2f} to {max(seeds):.2f}" if len(seeds) > 1 else ""
             paper = published.get(r.name)
             lines.append([
-                f"| {r.name}", str(r.n), _number(r.srocc), _bounds(r.srocc_interval), _bounds(r.srocc_interval_methods),
-                spread, _number(r.plcc), apart, "" if paper is None else f"{paper[1]:.3f} / {paper[0]:.3f}",
+                f"| {r.name}", str(r.n),
+                shown(r.srocc), shown_interval(r.srocc_interval), shown_interval(r.srocc_interval_methods),
+                spread, shown(r.plcc), apart, "" if paper is None else f"{paper[1]:.3f} / {paper[0]:.3f}",
             ])  # fmt: skip
         return "\n".join(" | ".join(line) + " |" for line in lines) + "\n"
 
@@ -348,11 +349,3 @@ def _fewer(manifest: Manifest, scenes: int = 4) -> Manifest:
 def _hurried(one: Configuration) -> Configuration:
     teaching = replace(one.recipe.teaching, epochs=2, windows_per_image=16)
     return replace(one, recipe=replace(one.recipe, teaching=teaching))
-
-
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
-
-
-def _bounds(value: tuple[float, float] | None) -> str:
-    return "-" if value is None else f"[{value[0]:.2f}, {value[1]:.2f}]"

@@ -26,6 +26,8 @@ from saqm.evaluate import (
     Result,
     evaluate,
     evaluate_predictions,
+    shown,
+    shown_interval,
 )
 from saqm.fitting import EXAMPLE_OF, Example, fit_niqe_examples, fit_rows
 from saqm.image import read_image
@@ -119,11 +121,13 @@ class Table3:
             lines = [["| " + domain, "images", *head], ["| ---", *["---:"] * (len(head) + 1)]]
             for r in self.results(domain):
                 found = self._against_best(r)
-                bounds = [_bounds(r.srocc_interval), _bounds(r.srocc_interval_methods)]
-                apart = "" if found is None else f"{found.difference:+.2f} {_bounds(found.interval)}{_star(found)}"
+                bounds = [shown_interval(r.srocc_interval), shown_interval(r.srocc_interval_methods)]
+                apart = (
+                    "" if found is None else f"{found.difference:+.2f} {shown_interval(found.interval)}{_star(found)}"
+                )
                 paper = self.published.get(r.name)
                 printed = "" if paper is None else f"{paper[1]:.3f} / {paper[0]:.3f}"
-                lines.append([f"| {r.name}", str(r.n), _number(r.srocc), *bounds, _number(r.plcc), apart, printed])
+                lines.append([f"| {r.name}", str(r.n), shown(r.srocc), *bounds, shown(r.plcc), apart, printed])
             parts.append("\n".join(" | ".join(line) + " |" for line in lines))
         return "\n\n".join([*parts, *(f"- {remark}" for remark in self.remarks())]) + "\n"
 
@@ -352,14 +356,6 @@ def _to_best(
 
 def _two(pair: tuple[float, float] | None) -> tuple[float | None, float | None]:
     return (None, None) if pair is None else pair
-
-
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
-
-
-def _bounds(value: tuple[float, float] | None) -> str:
-    return "-" if value is None else f"[{value[0]:.2f}, {value[1]:.2f}]"
 
 
 def _star(found: Comparison) -> str:
