@@ -37,7 +37,7 @@ from saqm.pretrain import TWO_STAGES
 from saqm.recipes import TARGET_ONLY
 from saqm.train import read_samples
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 SEED = 0
 SCENE_FOLDS = 4
 CELLS = 3  # scene folds x method folds of the second protocol, of which the diagonal is run:

@@ -141,11 +141,7 @@ def build(
     network = SAQM(recipe.architecture, seed=seed)
     if pretraining is not None:
         towers, _ = pretrain(
-            read_versions(rows, within_domains=True),
-            pretraining,
-            seed=seed,
-            folder=folder / "towers",
-            on_step=told("towers"),
+            read_versions(rows), pretraining, seed=seed, folder=folder / "towers", on_step=told("towers")
         )
         adopt_towers(network, towers)
     ladders = make_ladders(rows, seed=seed) if recipe.teaching.ladders else []

@@ -213,17 +213,9 @@ def read_samples(
     ]
 
 
-def read_versions(rows: Sequence[Row], *, within_domains: bool = False) -> list[Version]:
-    """Rows as pictures to pre-train on; their opinion scores are not read.
-
-    A method is one maker in every domain, which makes features that carry over; `within_domains`: one in each, as the
-    shipped model was made.
-    """
-
-    def maker(row: Row) -> str | None:
-        return f"{row.domain} {row.method}" if within_domains and row.method is not None else row.method
-
-    return [Version(read_image(row.path), row.scene, maker(row), row.reference) for row in rows]
+def read_versions(rows: Sequence[Row]) -> list[Version]:
+    """Rows as pictures to pre-train on; their opinion scores are not read. A method is one maker in every domain."""
+    return [Version(read_image(row.path), row.scene, row.method, row.reference) for row in rows]
 
 
 def make_ladders(
