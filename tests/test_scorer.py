@@ -105,7 +105,7 @@ def test_the_record_says_how_it_was_made(scorer: ModelScorer):
 
 def test_every_record_has_the_keys_of_the_contract_in_its_order(scorer: ModelScorer):
     identity = ["path", "sha256", "frame", "modality", "uids"]
-    found = ["status", "score", "score_raw", "interval", "coverage", "out_of_domain", "verdict", "reasons"]
+    found = ["status", "score", "score_raw", "interval", "coverage", "out_of_domain", "verdict", "reasons", "findings"]
     made = ["model", "preparation", "patches", "warnings", "software", "created"]
     keys = identity + found + made
     assert list(score(slice_of(noise(64, 64)), scorer).to_record()) == keys

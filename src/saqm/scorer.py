@@ -54,6 +54,7 @@ class Score:
     out_of_domain: Mapping[str, object] | None = None
     verdict: Literal["pass", "review", "fail"] | None = None
     reasons: tuple[str, ...] = ()
+    findings: tuple[Mapping[str, object], ...] = ()  # what is wrong, as `saqm.findings` names it, worst first
     model: Mapping[str, str] | None = None  # name, version, sha256 (of the file), engine; of a metric more
     preparation: Mapping[str, object] | None = None
     patches: Mapping[str, int] | None = None  # used, masked

@@ -67,6 +67,7 @@ COLUMNS: Columns = (
     _column("out_of_domain.flag", "flag"),
     _column("verdict"),
     _column("reasons", "texts"),
+    _column("findings", "object"),
     _column("model.name"),
     _column("model.version"),
     _column("model.sha256"),
