@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
@@ -29,8 +30,10 @@ EXPLODED = (
 WARM_UP_STEPS = 20  # steps whose median norm is the measure
 LARGEST_NORM_OF_A_SOUND_START = 1e6
 
-# What was done before these fields were there, in LoopConfig and in recipes; see `described`
-YOUNGER: Mapping[str, Any] = {"momentum": 0.9, "standardise": "shared", "transductive": False, "labelled": 1.0}
+# What was done before these fields were there, in LoopConfig, PretrainConfig and recipes; see `described`
+YOUNGER: Mapping[str, Any] = {
+    "momentum": 0.9, "standardise": "shared", "transductive": False, "labelled": 1.0, "attention": True,
+}  # fmt: skip
 
 Precision = Literal["auto", "32", "bf16"]
 
@@ -191,6 +194,7 @@ def _without_unchanged(value: Any) -> Any:
     return {name: _without_unchanged(inner) for name, inner in value.items() if name not in unread}
 
 
+@cache
 def bf16_survives() -> bool:
     """Whether this machine runs bfloat16 kernels: tried in a child process, for some kill the process (SIGILL)."""
     trial = (
