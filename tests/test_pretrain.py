@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor
 from saqm.degradations import DEGRADATIONS
 from saqm.errors import NotScorable, TrainingError
 from saqm.image import Image, from_array
-from saqm.loop import LoopConfig
+from saqm.loop import LoopConfig, described
 from saqm.network import Architecture
 from saqm.patches import MARGIN, Preparation, planes
 from saqm.pretrain import (
@@ -319,6 +320,29 @@ def test_heads_are_left_untaught_and_towers_are_not() -> None:
     assert not any(name.startswith("heads.") for name in changed)
     assert not network.training
     assert len(log) == 2
+
+
+def test_without_attention_gamma_stays_nothing_and_all_that_still_counts_is_taught() -> None:
+    plain = replace(CONFIG, steps=3, attention=False, loop=replace(CONFIG.loop, optimiser="adamw", weight_decay=0.1))
+    before = dict(PretrainTask(versions(), plain, seed=0).network.named_parameters())
+    network, _ = pretrain(versions(), plain, seed=0)
+    assert float(network.gamma.detach()) == 0.0
+    after = dict(network.named_parameters())
+    counts = [name for name in after if name.startswith(("trunk.", "value."))]
+    assert len(counts) > 10
+    assert [name for name in counts if torch.equal(before[name], after[name])] == []
+    taught, _ = pretrain(versions(), replace(plain, attention=True), seed=0)
+    assert float(taught.gamma.detach()) != 0.0
+
+
+def test_a_run_with_attention_does_not_go_on_without_and_one_from_before_the_field_does(tmp_path: Path) -> None:
+    once = replace(CONFIG, steps=1)
+    _, log = pretrain(versions(), once, seed=0, folder=tmp_path)
+    assert "attention" not in (tmp_path / "checkpoint.safetensors").read_bytes().decode("latin-1")
+    assert "attention" not in described(once)
+    with pytest.raises(TrainingError, match="is of a run with another configuration"):
+        pretrain(versions(), replace(once, attention=False), seed=0, folder=tmp_path)
+    assert pretrain(versions(), once, seed=0, folder=tmp_path)[1] == log
 
 
 @pytest.mark.slow

@@ -40,6 +40,7 @@ class PretrainConfig:
     statistics, differences, makers: weights of the losses on the window's own statistics, on its difference to the
     twin, and on which method made it, whatever the domain. degraded, blended: shares of windows that are replaced by
     a degraded copy, or by a blend with another version of the same scene (both then leave the loss on makers).
+    attention: False keeps gamma at 0, so that windows are pooled without attention: the ablation of Eq 3.
     """
 
     architecture: Architecture = field(
@@ -64,6 +65,7 @@ class PretrainConfig:
     makers: float = 1.0
     degraded: float = 0.2
     blended: float = 0.1
+    attention: bool = True
     then: PretrainConfig | None = None  # another stage, which goes on from the towers of this one
 
 
@@ -147,8 +149,9 @@ class PretrainTask:
         return network
 
     def parameters(self) -> list[Group]:
-        probe, maker = self.module["probe"], self.module["maker"]
-        return [Group([*self.network.tower_parameters(), *probe.parameters(), *maker.parameters()])]
+        probe, maker, gamma = self.module["probe"], self.module["maker"], self.network.gamma
+        towers = [one for one in self.network.tower_parameters() if self.config.attention or one is not gamma]
+        return [Group([*towers, *probe.parameters(), *maker.parameters()])]
 
     def loss(self, step: int, rng: np.random.Generator) -> Step:  # noqa: ARG002  every step is alike
         config = self.config
@@ -246,7 +249,8 @@ def pretrain(
     Raises NotScorable when no image has a judged window, TrainingError as `saqm.loop.fit`.
     """
     task = PretrainTask(versions, config, seed=seed, start=start)
-    log = fit(task, config.loop, seed=seed, folder=folder, on_step=on_step)
+    also = None if config.attention else {"attention": False}
+    log = fit(task, config.loop, seed=seed, folder=folder, on_step=on_step, also=also)
     towers = task.network.eval()
     if config.then is None:
         return towers, log
