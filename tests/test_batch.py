@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image as pillow
@@ -16,11 +17,13 @@ from pydicom.data import get_testdata_file
 import saqm.batch
 import saqm.image
 import saqm.metrics
-from saqm.batch import PENDING_PER_JOB, Journal, Record, Settings, map_name, score_journaled, score_many
+import saqm.scorer
+from saqm.batch import PENDING_PER_JOB, Journal, Record, Settings, score_journaled, score_many
 from saqm.errors import ModelFileError, OutputError, SaqmError
 from saqm.image import read_image
+from saqm.outputs.map_files import map_name
 from saqm.outputs.table import read_records, save_records
-from saqm.scorer import load_scorer, score
+from saqm.scorer import load_scorer, quality_map, score
 
 
 @pytest.fixture
@@ -122,7 +125,7 @@ def test_a_map_is_saved_for_each_scored_picture(pictures: list[str], toy_model: 
     maps.mkdir()
     list(score_many(pictures, Settings(model=toy_model, mask="none", map_folder=maps)))
     assert sorted(file.name for file in maps.iterdir()) == [
-        map_name(read_image(pictures[number])) for number in (1, 3, 4, 5)
+        f"{map_name(read_image(pictures[number]))}.png" for number in (1, 3, 4, 5)
     ]
     with pytest.raises(OutputError, match="cannot be written"):  # no fault of the file: not a row
         list(score_many(pictures, Settings(model=toy_model, mask="none", map_folder=tmp_path / "nowhere")))
@@ -309,7 +312,83 @@ def test_the_rows_of_a_frame_stand_together(toy_model: Path) -> None:
 
 def test_maps_come_from_the_models_that_have_them(pictures: list[str], several: Settings, tmp_path: Path) -> None:
     list(score_many(pictures[3:4], replace(several, map_folder=tmp_path)))
-    assert [file.name for file in tmp_path.glob("3.png*")] == [map_name(read_image(pictures[3]), "toy")]
+    assert [file.name for file in tmp_path.glob("3.png*")] == [f"{map_name(read_image(pictures[3]), 'toy')}.png"]
+
+
+def test_maps_come_in_every_format_and_at_the_stride_asked_for(
+    pictures: list[str], settings: Settings, tmp_path: Path
+) -> None:
+    asked = replace(settings, map_folder=tmp_path, map_formats=("png", "npy", "nii"), map_stride=16)
+    (row,) = score_many(pictures[3:4], asked)
+    assert row == next(iter(score_many(pictures[3:4], settings)))  # the score is that of its own stride
+    stem = map_name(read_image(pictures[3]))
+    suffixes = (".png", ".npy", ".weight.npy", ".nii.gz", ".weight.nii.gz")
+    assert {path.name for path in tmp_path.glob("3.png.*")} == {stem + suffix for suffix in suffixes}
+    finer = quality_map(read_image(pictures[3], mask="none"), load_scorer(settings.model), stride=16)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(np.load(tmp_path / f"{stem}.npy"), finer.score_HW)
+
+
+def test_the_slices_of_a_volume_share_one_map_file(toy_model: Path, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 900, (40, 48, 3)).astype(np.int16)
+    values[:, :, 1] = 7  # nothing to judge in it
+    nibabel.Nifti1Image(values, np.diag([1, 1, 5, 1])).to_filename(tmp_path / "volume.nii")
+    settings = Settings(model=toy_model, mask="none", map_folder=tmp_path, map_formats=("nii",))
+    rows = list(score_many([str(tmp_path / "volume.nii")], settings))
+    assert [row.status for row in rows] == ["scored", "not_scored", "scored"]
+    made = nibabel.load(next(tmp_path.glob("volume.nii.????????.nii.gz")))
+    assert made.shape == values.shape
+    assert np.isfinite(made.get_fdata()).all((0, 1)).tolist() == [True, False, True]
+
+
+def flagged(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes every score one of an image unlike the training images; `name` is the function that gives it."""
+    really = getattr(saqm.scorer, name)
+
+    def unlike(*arguments: object, **options: object) -> object:
+        made = really(*arguments, **options)
+        out = {"statistic": 9.0, "p": 0.004, "flag": True}
+        return (
+            (replace(made[0], out_of_domain=out), made[1])
+            if name == "score_and_map"
+            else replace(made, out_of_domain=out)
+        )
+
+    monkeypatch.setattr(saqm.scorer, name, unlike)
+
+
+@pytest.mark.parametrize("name", ["score", "score_and_map"])
+def test_strict_withholds_the_score_and_the_map_of_what_is_unlike_the_training_images(
+    pictures: list[str], settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    flagged(name, monkeypatch)
+    monkeypatch.setattr(saqm.batch, "_refuse_strict", lambda *_: None)  # the toy cannot tell
+    asked = replace(settings, map_folder=tmp_path if name == "score_and_map" else None)
+    (told,) = score_many(pictures[3:4], asked)
+    assert told.score is not None
+    (tmp_path / "maps").mkdir()
+    asked = replace(asked, strict=True, map_folder=asked.map_folder and tmp_path / "maps")
+    (row,) = score_many(pictures[3:4], asked)
+    assert (row.status, row.score, row.score_raw, row.interval) == ("not_scored", None, None, None)
+    assert "withheld" in row.reasons[0]
+    assert "0.004" in row.reasons[0]
+    assert list((tmp_path / "maps").iterdir()) == []
+
+
+def test_strict_is_refused_where_the_model_cannot_tell(settings: Settings) -> None:
+    with pytest.raises(SaqmError, match="strict: toy cannot tell which images are unlike those it knows: leave it out"):
+        score_many([], replace(settings, strict=True))
+
+
+def test_a_finished_result_is_taken_over_by_strict_only_where_the_image_is_known_to_be_alike(
+    pictures: list[str], settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saqm.batch, "_refuse_strict", lambda *_: None)
+    made = records(pictures[3:6], settings)
+    for record, flag in zip(made, (True, False, None), strict=True):
+        record["out_of_domain"] = None if flag is None else {"statistic": 1.0, "p": 0.5, "flag": flag}
+    with Journal(tmp_path / "x.csv", replace(settings, strict=True), resume=False) as journal:
+        journal.adopt(made)
+        assert [journal.knows(name) for name in pictures[3:6]] == [False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -321,6 +400,7 @@ def test_maps_come_from_the_models_that_have_them(pictures: list[str], several: 
             {"map_folder": Path("maps")},
             r"a quality map is for models; metrics have no use for it \(biqaa, marziliano\)",
         ),
+        ({"strict": True}, "strict is for models"),
     ],
 )
 def test_an_option_that_no_scorer_has_a_use_for_is_refused(option: dict[str, object], said: str) -> None:

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -33,6 +33,7 @@ from saqm.image import DEFAULT_MAX_PIXELS, MaskMode
 if TYPE_CHECKING:
     from saqm.engine import EngineName
     from saqm.image import Image
+    from saqm.outputs.map_files import MapFiles, MapFormat
     from saqm.scorer import AnyScorer, Score
 
 Record = Mapping[str, object]
@@ -46,13 +47,15 @@ PENDING_PER_JOB = 4  # files waiting for each worker: enough to keep it busy, fe
 class Settings:
     """How every file of a batch is read and scored.
 
-    model: a name or file as `load_scorer` takes it, or several; None is the default. engine, stride and map_folder are
-    for those that have windows, and refused where none has.
+    model: a name or file as `load_scorer` takes it, or several; None is the default. engine, stride and the map's
+    options are for those that have windows, and refused where none has.
     frames: "all" gives a row for each frame or slice; a number (0-based) that one alone.
     window: centre and width, in the file's own units after rescale; None: the file's.
     axis: which axis of a volume its slices are cut along; volumes need one.
     stride: pixels between windows; None: the model's.
-    map_folder: where a PNG of the quality map goes for each scored image; None: nowhere.
+    map_folder: where the quality map of each scored image goes; None: nowhere. map_formats: as which files.
+    map_stride: pixels between the map's windows; None: as between the score's, so that its mean is the score.
+    strict: withhold the score of an image that is unlike those the model knows; refused where a model cannot tell.
     created: time to note in the records; None keeps them the same from run to run.
     """
 
@@ -65,6 +68,9 @@ class Settings:
     stride: int | None = None
     max_pixels: int = DEFAULT_MAX_PIXELS
     map_folder: Path | None = None
+    map_formats: tuple[MapFormat, ...] = ("png",)
+    map_stride: int | None = None
+    strict: bool = False
     created: str | None = None
 
 
@@ -167,10 +173,12 @@ class Journal:
         window, mask = _part(preparation, "window"), _part(preparation, "mask")
         asked = (window.get("center"), window.get("width")) if window.get("from") == "caller" else None
         own = scorer.header.preparation.stride if isinstance(scorer, ModelScorer) else None
+        withheld = settings.strict and own is not None and _part(record, "out_of_domain").get("flag") is not False
         return (
             record.get("software") == SOFTWARE
             and record.get("status") == "scored"
             and record.get("frame") is None
+            and not withheld
             and record.get("model") == scorer.model
             and preparation.get("stride") == (own and (settings.stride or own))
             and mask.get("mode") == settings.mask
@@ -321,23 +329,45 @@ def _scorers(settings: Settings) -> Scorers:
             (f"engine {settings.engine}", settings.engine != "auto"),
             (f"a stride of {settings.stride}", settings.stride is not None),
             ("a quality map", settings.map_folder is not None),
+            ("strict", settings.strict),
         ):
             if given:
                 raise SaqmError(
                     f"{option} is for models; metrics have no use for it ({', '.join(names)}): leave it out"
                 )
+    if settings.strict:
+        _refuse_strict(scorers)
     return scorers
+
+
+def _refuse_strict(scorers: Scorers) -> None:
+    """Raise SaqmError for a model that cannot tell what is unlike its training images: nothing would be withheld."""
+    from saqm.scorer import ModelScorer
+
+    for scorer in scorers:
+        known = scorer.header.calibration if isinstance(scorer, ModelScorer) else None
+        if isinstance(scorer, ModelScorer) and (known is None or not known.familiar):
+            raise SaqmError(f"strict: {scorer.name} cannot tell which images are unlike those it knows: leave it out")
 
 
 def _score_file(name: str, settings: Settings, scorers: Scorers) -> tuple[Score, ...]:
     """Every row of one file: each frame by each scorer, a frame's rows together."""
     rows: list[Score] = []
-    try:
-        for image in _images(name, settings):
-            rows += [_score_image(image, settings, scorer, several=len(scorers) > 1) for scorer in scorers]
-    except Exception as error:
-        rows += _unread(name, _reason(name, error), scorers)
+    with _map_files(settings) as maps:
+        try:
+            for image in _images(name, settings):
+                rows += [_score_image(image, settings, scorer, maps, several=len(scorers) > 1) for scorer in scorers]
+        except Exception as error:
+            rows += _unread(name, _reason(name, error), scorers)
     return tuple(replace(row, created=settings.created) for row in rows)
+
+
+def _map_files(settings: Settings) -> AbstractContextManager[MapFiles | None]:
+    if settings.map_folder is None:
+        return nullcontext()
+    from saqm.outputs.map_files import MapFiles
+
+    return MapFiles(settings.map_folder, settings.map_formats)
 
 
 def _reason(name: str, error: Exception) -> str:
@@ -369,29 +399,21 @@ def _images(name: str, settings: Settings) -> Iterator[Image]:
         yield read_image(name, settings.frames, window, mask=mask, axis=axis, max_pixels=max_pixels)
 
 
-def _score_image(image: Image, settings: Settings, scorer: AnyScorer, *, several: bool) -> Score:
+def _score_image(image: Image, settings: Settings, scorer: AnyScorer, maps: MapFiles | None, *, several: bool) -> Score:
     """The row of one image by one scorer; `several` puts the scorer's name into that of the map."""
-    from saqm.scorer import ModelScorer, not_scored, score, score_and_map
+    from saqm.scorer import ModelScorer, not_scored, score, score_and_map, withheld
 
     try:
         if not isinstance(scorer, ModelScorer):
             return score(image, scorer)
-        if settings.map_folder is None:
-            return score(image, scorer, stride=settings.stride)
-        made, quality = score_and_map(image, scorer, stride=settings.stride)
+        if maps is None:
+            made, quality = score(image, scorer, stride=settings.stride), None
+        else:
+            made, quality = score_and_map(image, scorer, stride=settings.stride, map_stride=settings.map_stride)
     except Exception as error:
         return not_scored(image.source.path, _reason(image.source.path, error), image, model=scorer.model)
-    from saqm.outputs.heatmap import save_heatmap
-
-    save_heatmap(image, quality, settings.map_folder / map_name(image, scorer.name if several else None), made)
+    if settings.strict:
+        made = withheld(made)
+    if maps is not None and quality is not None and made.status == "scored":
+        maps.add(image, quality, made, scorer.name if several else None)
     return made
-
-
-def map_name(image: Image, model: str | None = None) -> str:
-    """The file name of an image's quality map: its own, enough of its hash to tell it from others, and the frame.
-
-    `model` where several score the same image.
-    """
-    frame = "" if image.source.frame is None else f".frame{image.source.frame:04d}"
-    drawn_by = "" if model is None else f".{model}"
-    return f"{Path(image.source.path).name}.{image.source.sha256[:8]}{frame}{drawn_by}.png"

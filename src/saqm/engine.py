@@ -6,16 +6,19 @@ Axes: N windows, C channels (3), P side of a window, D features of a window.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saqm.errors import MissingExtra, ModelFileError, NotScorable, SaqmError
 from saqm.modelfile import ModelFile, ModelHeader, read_model, unpack
-from saqm.patches import CHUNK
+from saqm.patches import CHUNK, Preparation
+
+if TYPE_CHECKING:
+    from saqm.network import SAQM
 
 EngineName = Literal["auto", "onnx", "torch"]
 Forward = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], ...]]  # (CHUNK, 3, P, P) -> score, weight, feature
@@ -41,6 +44,11 @@ class Engine:
     sha256: str
     forward: Forward
     path: Path
+
+    @property
+    def preparation(self) -> Preparation:
+        """How the model's windows are cut."""
+        return Preparation(**{f.name: getattr(self.header.preparation, f.name) for f in fields(Preparation)})
 
     def run(self, windows_N3PP: NDArray[np.float32]) -> WindowOutputs:
         """Judge N >= 1 windows, float32 (N, 3, P, P).
@@ -121,20 +129,11 @@ def _onnx(path: Path, model: ModelFile, threads: int | None) -> Forward:
 
 
 def _torch(path: Path, model: ModelFile, threads: int | None) -> Forward:
-    try:
-        import torch
-    except ModuleNotFoundError as error:
-        raise MissingExtra("torch", "train", "engine torch") from error
-    from saqm.network import SAQM
+    network = _network(path, model, "engine torch")
+    import torch
 
     if threads is not None:
         torch.set_num_threads(threads)
-    try:
-        network = SAQM.from_header(model.header)
-        network.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in unpack(model).items()})
-    except RuntimeError as error:  # missing, foreign or misshapen tensors
-        raise ModelFileError(f"{path}: the tensors are not those of its architecture: {error}") from error
-    network.eval()
 
     def forward(windows: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
         with torch.inference_mode():
@@ -142,3 +141,32 @@ def _torch(path: Path, model: ModelFile, threads: int | None) -> Forward:
         return tuple(cast("NDArray[np.float32]", getattr(output, name).numpy()) for name in _OUTPUTS)
 
     return forward
+
+
+def attend(path: str | Path, windows_N3PP: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+    """What a .safetensors model attends to in N windows: (N, L, J), how far query L looks at key J; and gamma of Eq 3.
+
+    Rows sum to one. Raises ModelFileError for a file that is refused, and MissingExtra without torch.
+    """
+    path = Path(path)
+    network = _network(path, read_model(path), "attention")
+    import torch
+
+    with torch.inference_mode():
+        _, attention_NLJ = network.attend(torch.from_numpy(windows_N3PP))
+    return attention_NLJ.numpy(), network.gamma.item()
+
+
+def _network(path: Path, model: ModelFile, purpose: str) -> SAQM:
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise MissingExtra("torch", "train", purpose) from error
+    from saqm.network import SAQM
+
+    try:
+        network = SAQM.from_header(model.header)
+        network.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in unpack(model).items()})
+    except RuntimeError as error:  # missing, foreign or misshapen tensors
+        raise ModelFileError(f"{path}: the tensors are not those of its architecture: {error}") from error
+    return network.eval()

@@ -104,6 +104,74 @@ class Domain(_Part):
     features: FeatureStatistics | None = None  # None: not recorded, and features cannot be brought to this domain
 
 
+class ScoreMap(_Part):
+    """Raw output to score, 0 to 100: straight lines from knot to knot, and on beyond the last ones."""
+
+    raw: tuple[FiniteFloat, ...]
+    score: tuple[FiniteFloat, ...]
+
+    @model_validator(mode="after")
+    def _monotone(self) -> Self:
+        if len(self.raw) < 2 or len(self.raw) != len(self.score):
+            raise ValueError(f"{len(self.raw)} raw values and {len(self.score)} scores: two or more of each are a map")
+        steps, rises = np.diff(self.raw), np.diff(self.score)
+        if not ((steps > 0).all() and ((rises > 0).all() or (rises < 0).all())):
+            raise ValueError("a map rises or falls all the way")
+        return self
+
+
+class Conformal(_Part):
+    """Half the width of an interval: reach x (base + per_spread x spread of the windows' scores), in points.
+
+    `by_group`: the reach for images that fit best a group of known ones (`Familiar.groups`); `reach` for all others.
+    """
+
+    coverage: Annotated[FiniteFloat, Field(gt=0, lt=1)]  # the share of images whose opinion should lie inside
+    reach: Annotated[FiniteFloat, Field(gt=0)]
+    base: Annotated[FiniteFloat, Field(gt=0)]
+    per_spread: Annotated[FiniteFloat, Field(ge=0)]
+    by_group: dict[str, Annotated[FiniteFloat, Field(gt=0)]] = {}
+    images: PositiveInt  # judged out of fold, that it comes from
+    scenes: PositiveInt
+    found: dict[str, FiniteFloat] = {}  # share inside, measured on scenes kept out, by domain
+
+
+class Group(_Part):
+    """One kind of training image: its mean, and how far images of it lie from there that were kept out, rising."""
+
+    mean: tuple[FiniteFloat, ...]
+    kept_out: tuple[FiniteFloat, ...]
+
+
+class Familiar(_Part):
+    """What training images look like: a Mahalanobis distance, as `saqm.calibration.distance` takes it.
+
+    Numbers divided by `scale` vary by `variances` along `components` around their group's mean, by `rest` elsewhere.
+    """
+
+    scale: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
+    components: tuple[tuple[FiniteFloat, ...], ...]
+    variances: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
+    rest: Annotated[FiniteFloat, Field(gt=0)]
+    groups: dict[str, Group]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        wide = {len(self.scale), *(len(one) for one in self.components), *(len(g.mean) for g in self.groups.values())}
+        if len(wide) != 1 or len(self.components) != len(self.variances) or not self.groups:
+            raise ValueError("sizes of scale, components, variances and means do not fit together")
+        return self
+
+
+class Calibration(_Part):
+    """What makes a raw output a number to act on; fitted on images that the weights were not taught on."""
+
+    score: ScoreMap
+    interval: Conformal | None = None
+    familiar: dict[Literal["picture", "features"], Familiar] = {}  # by what is looked at; none: nothing is flagged
+    fitted_on: dict[str, Sha256]  # manifests
+
+
 class Training(_Part):
     """Where the weights came from and how good they were found to be."""
 
@@ -127,7 +195,7 @@ class ModelHeader(_Part):
     preparation: PreparationPolicy
     score_scale: ScoreScale
     domain: Domain
-    calibration: dict[str, JsonValue] | None
+    calibration: Calibration | None  # None: the score is linear on the score scale, without interval
     training: Training
     licence: Name
     card: str  # one paragraph: for what, and for what not; the whole card is NAME.md beside the file

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast, overload
 
@@ -16,13 +16,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saqm import __version__
+from saqm.calibration import (
+    Familiarity,
+    Observation,
+    familiarity,
+    feature_statistics,
+    interval,
+    picture_statistics,
+    to_score,
+)
 from saqm.engine import Engine, EngineName, load_engine
 from saqm.errors import ModelFileError, SaqmError
 from saqm.image import Image
+from saqm.maps import QualityMap, in_score_units, spread_windows
 from saqm.modelfile import DEFAULT_MODEL, ModelHeader, ScoreScale, open_model, read_model, shipped
 from saqm.patches import Preparation, Windows, cut, grey_levels, pool, refuse_blank
 
 if TYPE_CHECKING:
+    from saqm.calibration import View
     from saqm.metrics import Metric
     from saqm.metrics.parameters import Parameters
 
@@ -50,7 +61,7 @@ class Score:
     score: float | None = None
     score_raw: float | None = None
     interval: tuple[float, float] | None = None
-    coverage: float | None = None
+    coverage: float | None = None  # share of images whose opinion the interval holds; None: nothing is promised
     out_of_domain: Mapping[str, object] | None = None
     verdict: Literal["pass", "review", "fail"] | None = None
     reasons: tuple[str, ...] = ()
@@ -65,25 +76,6 @@ class Score:
     def to_record(self) -> dict[str, object]:
         """The record as JSON has it: plain types, always the same keys in the same order."""
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
-
-
-@dataclass(frozen=True, eq=False)
-class QualityMap:
-    """Where the score comes from.
-
-    score_HW: float32, the mean score of the windows over each pixel, each counted by its weight; 0 to 100 like the
-    score (a single window may lie outside), NaN where no window was judged.
-    weight_HW: float64, the pixel's share in the image's score: each window spreads its weight evenly. Sums to 1.
-    """
-
-    score_HW: NDArray[np.float32]
-    weight_HW: NDArray[np.float64]
-
-    @property
-    def mean(self) -> float:
-        """The map's weighted mean: the score of the same stride, before clipping, to the rounding of float32 (1e-4)."""
-        judged = self.weight_HW > 0
-        return float(np.sum(self.weight_HW[judged] * self.score_HW[judged], dtype=np.float64))
 
 
 class Scorer(Protocol):
@@ -101,6 +93,7 @@ class _Judged(NamedTuple):
     stride: int
     scores_N: NDArray[np.float32]
     weights_N: NDArray[np.float32]
+    features_ND: NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,10 +129,22 @@ class ModelScorer:
         """The image's score. Raises NotScorable."""
         return self._score(image, self._judge(image, stride))
 
-    def rate_and_map(self, image: Image, stride: int | None = None) -> tuple[Score, QualityMap]:
-        """The score and where it comes from, for the price of one. Raises NotScorable."""
+    def rate_and_map(
+        self, image: Image, stride: int | None = None, map_stride: int | None = None
+    ) -> tuple[Score, QualityMap]:
+        """The score and where it comes from, for the price of one where `map_stride` is None. Raises NotScorable."""
         judged = self._judge(image, stride)
-        return self._score(image, judged), self._map(image, judged)
+        mapped = judged if map_stride in (None, judged.stride) else self._judge(image, map_stride)
+        return self._score(image, judged), self._map(image, mapped)
+
+    def observe(self, image: Image) -> Observation:
+        """What a calibration is fitted on. Raises NotScorable."""
+        return _observation(image, self._judge(image, None))
+
+    def percent(self, raw: float | NDArray[np.floating]) -> NDArray[np.float64]:
+        """Raw scores as 0 to 100, higher is better, not clipped: as calibrated, or linear on the score scale."""
+        known = self.header.calibration
+        return to_percent(raw, self.header.score_scale) if known is None else to_score(known.score, raw)
 
     def _judge(self, image: Image, stride: int | None) -> _Judged:
         preparation = preparation_of(self.header)
@@ -150,24 +155,37 @@ class ModelScorer:
             preparation.stride if stride is None else stride,
             np.concatenate([output.scores_N for output in outputs]),
             np.concatenate([output.weights_N for output in outputs]),
+            np.concatenate([output.features_ND for output in outputs]),
         )
 
     def _score(self, image: Image, judged: _Judged) -> Score:
-        header, source = self.header, image.source
-        raw = pool(judged.scores_N, judged.weights_N)
-        percent = float(to_percent(raw, header.score_scale))
+        header, source, known = self.header, image.source, self.header.calibration
+        seen = _observation(image, judged)
+        raw = seen.raw
+        percent = float(self.percent(raw))
         clipped = min(max(percent, 0.0), 100.0)
         warnings = [*source.warnings, *self._domain_warnings(image)]
         if clipped != percent:
-            low, high = header.score_scale.low, header.score_scale.high
-            warnings.append(
-                f"raw score {raw:.4g} is off the model's scale {low:g} to {high:g}: score clipped to {clipped:g}"
-            )
+            warnings.append(f"raw score {raw:.4g} is off the model's scale: {percent:.1f} clipped to {clipped:g}")
+        likeness = familiarity(known.familiar, seen.views) if known is not None and known.familiar else None
+        around, promise = None, None
+        if known is not None and known.interval is not None:
+            group = None if likeness is None else likeness.group
+            around = interval(known.interval, clipped, in_points(seen.spread, header.score_scale), group)
+            promise = known.interval.coverage
+        if likeness is not None and likeness.flag:
+            promise = None
+            warnings.append(unlike(likeness))
         return Score(
             **_identity(image),
             status="scored",
             score=clipped,
             score_raw=raw,
+            interval=around,
+            coverage=promise,
+            out_of_domain=None
+            if likeness is None
+            else {"statistic": likeness.statistic, "p": likeness.p, "flag": likeness.flag, "view": likeness.view},
             model=self.model,
             preparation=_preparation_record(image, header, judged.stride),
             patches={"used": len(judged.windows), "masked": judged.windows.total - len(judged.windows)},
@@ -175,16 +193,10 @@ class ModelScorer:
         )
 
     def _map(self, image: Image, judged: _Judged) -> QualityMap:
-        percent_N = to_percent(judged.scores_N, self.header.score_scale)
-        share_N = judged.weights_N.astype(np.float64) / judged.weights_N.sum(dtype=np.float64) / judged.windows.patch**2
-        total, weight = (np.zeros(image.mask.shape) for _ in range(2))
-        for (top, left), percent, share in zip(judged.windows.positions_N2, percent_N, share_N, strict=True):
-            window = np.s_[top : top + judged.windows.patch, left : left + judged.windows.patch]
-            total[window] += share * percent
-            weight[window] += share
-        score = np.full(image.mask.shape, np.nan, np.float32)
-        np.divide(total, weight, out=score, where=weight > 0, casting="same_kind")
-        return QualityMap(score, weight)
+        windows = judged.windows
+        pooled = pool(judged.scores_N, judged.weights_N)
+        score_N = in_score_units(judged.scores_N, pooled, self.percent)
+        return spread_windows(windows, score_N, judged.weights_N, judged.stride, image.mask.shape)
 
     def _domain_warnings(self, image: Image) -> list[str]:
         domain, warnings = self.header.domain, []
@@ -444,11 +456,17 @@ def quality_map(image: Image, scorer: Scorer, *, stride: int | None = None) -> Q
     return score_and_map(image, scorer, stride=stride)[1]
 
 
-def score_and_map(image: Image, scorer: Scorer, *, stride: int | None = None) -> tuple[Score, QualityMap]:
-    """`score` and `quality_map` for the price of one. Raises as they do."""
+def score_and_map(
+    image: Image, scorer: Scorer, *, stride: int | None = None, map_stride: int | None = None
+) -> tuple[Score, QualityMap]:
+    """`score` and `quality_map` for the price of one. Raises as they do.
+
+    `map_stride` is for a map that looks more closely than the score does: the score stays that of `stride`, the map's
+    mean is the score of `map_stride`.
+    """
     if not isinstance(scorer, ModelScorer):
         raise SaqmError(f"{scorer.name} judges the picture as a whole: it has no quality map")
-    return scorer.rate_and_map(image, stride)
+    return scorer.rate_and_map(image, stride, map_stride)
 
 
 def not_scored(
@@ -466,6 +484,30 @@ def not_scored(
     return Score(**identity, status="not_scored", reasons=(reason,), model=model, warnings=image.source.warnings)
 
 
+def withheld(score: Score) -> Score:
+    """A score whose image is unlike those the model knows, taken back; any other as it is: `saqm score --strict`."""
+    found = score.out_of_domain
+    if score.status != "scored" or found is None or not found["flag"]:
+        return score
+    reason = f"{score.path}: withheld: unlike the images that the model knows (p = {found['p']:.3g})"
+    nothing = {"score": None, "score_raw": None, "interval": None, "coverage": None}
+    return replace(score, status="not_scored", reasons=(reason,), **nothing)  # type: ignore[arg-type]
+
+
+def unlike(likeness: Familiarity) -> str:
+    """What a flagged image is told."""
+    seen = "the picture itself" if likeness.view == "picture" else "what the network sees in it"
+    return (
+        f"unlike the images that the model knows ({seen} lies {likeness.statistic:.1f} times as far from them as 19 of "
+        f"20 known ones, p = {likeness.p:.3g}): the interval is not guaranteed"
+    )
+
+
+def in_points(raw_width: float, scale: ScoreScale) -> float:
+    """A width on the raw scale in points of 0 to 100."""
+    return 100 * raw_width / (scale.high - scale.low)
+
+
 def preparation_of(header: ModelHeader) -> Preparation:
     """How the model's windows are cut."""
     return Preparation(**{f.name: getattr(header.preparation, f.name) for f in fields(Preparation)})
@@ -475,6 +517,14 @@ def to_percent(raw: float | NDArray[np.floating], scale: ScoreScale) -> NDArray[
     """Raw scores on the model's scale as 0 to 100, higher is better; linear, not clipped."""
     low, high = (scale.low, scale.high) if scale.higher_is_better else (scale.high, scale.low)
     return np.asarray(100 * (np.asarray(raw, np.float64) - low) / (high - low))
+
+
+def _observation(image: Image, judged: _Judged) -> Observation:
+    raw = pool(judged.scores_N, judged.weights_N)
+    apart_N = np.asarray(judged.scores_N, np.float64) - raw
+    spread = math.sqrt(pool(apart_N**2, judged.weights_N))
+    views = {"picture": picture_statistics(image), "features": feature_statistics(judged.features_ND)}
+    return Observation(raw, spread, cast("Mapping[View, NDArray[np.float64]]", views))
 
 
 def _identity(image: Image) -> dict[str, Any]:

@@ -101,6 +101,22 @@ def test_slices_of_a_real_head(axis: int, shape: tuple[int, int], count: int) ->
     assert step(image, "orientation")["plane"] == volume.PLANES[axis]
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR", "SLA"])
+def test_the_grid_says_which_voxel_each_pixel_is(axis: int, codes: str) -> None:
+    turn = inv_ornt_aff(axcodes2ornt(tuple(codes)), VALUES.shape)
+    affine = np.diag([1.0, 2.0, 3.0, 1.0]) @ turn
+    image = read(nifti(VALUES, affine), axis=axis, frame=1, window=(500, 1000))
+    grid = image.grid
+    assert grid is not None
+    assert grid.shape == (*VALUES.shape, 1)
+    np.testing.assert_allclose(grid.affine, affine)
+    row, column = np.indices(image.pixels.shape)
+    i, j, k, volume = np.tensordot(np.array(grid.to_voxel), np.stack([row, column, np.ones_like(row)]), 1)
+    assert not volume.any()
+    np.testing.assert_allclose(image.pixels, np.clip(VALUES[i, j, k] / 1000, 0, 1), atol=1e-6)
+
+
 def test_streamed_slices_equal_chosen_ones_and_share_one_window() -> None:
     path = BUNDLED / "anatomical.nii"
     streamed = frames(path, axis=2)

@@ -195,52 +195,105 @@ def test_a_foreign_table_is_refused(tmp_path: Path) -> None:
         list(table.read_records(tmp_path / "x.jsonl"))
 
 
-def test_the_terminal_table_shows_score_share_and_reason() -> None:
+# In the terminal
+
+
+def shown(*records: table.Record, width: int = 120, encoding: str = "utf-8") -> list[str]:
+    """The lines of the table, as a terminal of that width and encoding gets them."""
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=160)
-    console.print(table.table([SCORED, {**REFUSED, "path": "evil\x1b[2J.dcm", "reasons": ["[red]not markup[/red]"]}]))
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "a/scan.dcm [3]" in text
-    assert "63.3" in text
-    assert "60%" in text
-    assert "modality CT is new; small" in text
-    assert "evil\\x1b[2J.dcm" in text
-    assert "[red]not markup[/red]" in text
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    Console(file=stream, width=width).print(table.table(records))
+    stream.seek(0)
+    return stream.read().splitlines()
 
 
-def test_the_terminal_table_names_a_shared_folder_once_and_a_reason_without_the_path() -> None:
-    from rich.console import Console
+def row(path: str, score: float | None, **more: object) -> dict[str, object]:
+    return {**SCORED, "path": path, "frame": None, "score": score, "out_of_domain": None, "warnings": [], **more}
 
-    console = Console(file=io.StringIO(), width=160)
+
+def test_the_terminal_table_shows_score_interval_verdict_cause_and_notes() -> None:
+    noisy = row("b.dcm", 34.3, interval=[24.0, 47.6], verdict="fail", findings=[{"name": "noise"}, {"name": "blur"}])
+    head, first, unlike, second = shown({**SCORED, "verdict": "review"}, noisy)
+    assert head.split() == ["file", "score", "90%", "interval", "verdict", "cause"]
+    assert re.fullmatch(r"a/scan\.dcm \[3\]  ██████▍···     63  \[56, 71\]      review *", first)
+    assert unlike.strip() == "unlike training (p = 0.04); modality CT is new; small"
+    assert re.fullmatch(r"b\.dcm           ███▍······     34  \[24, 48\]      fail     noise, blur *", second)
+
+
+def test_an_interval_without_a_promise_has_a_question_mark() -> None:
+    _, promised, bare = shown(row("a", 50), row("b", 50, coverage=None))
+    assert "[56, 71] " in promised
+    assert "[56, 71]?" in bare
+
+
+def test_without_intervals_the_score_has_its_decimal_and_empty_columns_are_left_out() -> None:
+    head, line = shown(row("a.png", 63.271, interval=None, coverage=None))
+    assert head.split() == ["file", "score"]
+    assert line.split() == ["a.png", "██████▍···", "63.3"]
+
+
+@pytest.mark.parametrize(
+    ("score", "bar", "plain"),
+    [
+        (0, "··········", ".........."),
+        (0.6, "··········", ".........."),
+        (50, "█████·····", "#####....."),
+        (99.9, "██████████", "##########"),
+        (100, "██████████", "##########"),
+    ],
+)
+def test_the_bar_has_ten_cells(score: float, bar: str, plain: str) -> None:
+    assert bar in shown(row("a", score))[1]
+    assert plain in shown(row("a", score), encoding="latin-1")[1]
+
+
+def test_a_reason_is_told_below_its_row_and_no_text_moves_the_cursor() -> None:
+    evil = {**REFUSED, "path": "evil\x1b[2J.dcm", "reasons": ["[red]not markup[/red]"]}
+    lines = shown(SCORED, evil)
+    assert re.search(r"evil\\x1b\[2J\.dcm +not scored +-", lines[3])
+    assert lines[4].strip() == "[red]not markup[/red]"
+
+
+def test_a_shared_folder_and_a_note_of_all_rows_are_named_once_and_a_reason_without_the_path() -> None:
     rows = [
-        {**REFUSED, "path": f"/long/folder/{n}.dcm", "reasons": [f"/long/folder/{n}.dcm: empty file"]} for n in "ab"
+        {
+            **REFUSED,
+            "path": f"/long/folder/{n}.dcm",
+            "reasons": [f"/long/folder/{n}.dcm: empty {n}"],
+            "warnings": ["odd"],
+        }
+        for n in "ab"
     ]
-    console.print(table.table(rows))
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert text.count("/long/folder/") == 1
-    assert "empty file" in text
+    lines = [line.strip() for line in shown(*rows)]
+    assert lines[0] == "in /long/folder/"
+    assert [line.split()[0] for line in lines[2:-1]] == ["a.dcm", "empty", "b.dcm", "empty"]
+    assert lines[-1] == "all: odd"
 
 
-def shown(*records: table.Record) -> list[str]:
-    from rich.console import Console
-
-    console = Console(file=io.StringIO(), width=200)
-    console.print(table.table(records))
-    text: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return text.splitlines()
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_fits_the_terminal_and_loses_no_letter(width: int) -> None:
+    name = "a_very_long_name_that_no_terminal_has_room_for_" + "x" * 40 + ".dcm"
+    findings = [{"name": "noise"}, {"name": "streak artefacts"}, {"name": "low contrast"}]
+    warning = "outside the model's domain: modality MR (trained on CT)"
+    lines = shown(row(name, 100, verdict="review", findings=findings, warnings=[warning]), row("b", 5), width=width)
+    assert max(map(len, lines)) <= width
+    said = "".join("".join(lines).split())
+    assert all("".join(text.split()) in said for text in (warning, "[56, 71]", "review", "score"))
+    assert sorted(c for c in said if c == "x") == ["x"] * 40
+    assert all(word in said for finding in findings for word in finding["name"].split())
 
 
 def test_the_terminal_table_names_metrics_and_their_direction() -> None:
-    _, head, model, metric = shown(SCORED, METRIC)
-    assert head.split() == ["file", "model", "score", "raw", "better", "judged", "modality", "notes"]
-    assert re.search(r"default +63\.3 +-0\.100 +higher +60% +CT", model)
-    assert re.search(r"niqe +- +4\.750 +lower +80% +CT", metric)
+    head, model, _, metric, _ = shown(row("a", 63.3, interval=None, warnings=["x"]), {**METRIC, "warnings": ["y"]})
+    assert head.split() == ["file", "model", "score", "raw", "better"]
+    assert re.search(r"default +█+.···  +63\.3 +-0\.1000 +higher", model)
+    assert re.search(r"niqe +- +4\.750 +lower", metric)
 
 
 def test_a_small_value_of_a_metric_is_not_rounded_away() -> None:
     assert "0.0002346" in shown({**METRIC, "score_raw": 0.00023456})[1]
 
 
-def test_the_terminal_table_of_one_model_is_without_its_name() -> None:
-    assert shown(SCORED, REFUSED)[0].split() == ["file", "score", "raw", "judged", "modality", "notes"]
+def test_a_table_of_nothing_has_its_head() -> None:
+    assert [line.split() for line in shown()] == [["file"]]

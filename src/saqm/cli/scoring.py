@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,6 +23,7 @@ from saqm.cli.terminal import (
     found,
     frames_of,
     made_folder,
+    map_formats_of,
     now,
     print_json,
     print_rich,
@@ -33,7 +34,9 @@ from saqm.cli.terminal import (
 
 if TYPE_CHECKING:
     from saqm.batch import Record, Settings
-    from saqm.outputs.summary import Summariser
+    from saqm.image import Image
+
+    Watched = Callable[[Iterable[Record]], Iterator[Record]]
 
 commands = typer.Typer()
 
@@ -60,8 +63,20 @@ def score(
         Path | None, typer.Option(help="File for median, quartiles and worst frame of each file: .csv, .tsv, .json(l).")
     ] = None,
     maps: Annotated[
-        Path | None, typer.Option("--map", help="Folder for a quality map (PNG) of each image; of models only.")
+        Path | None, typer.Option("--map", help="Folder for a quality map of each image; of models only.")
     ] = None,
+    map_format: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME[,NAME...]", help="Of the map: png, npy (numbers), nii (numbers, a volume's in one file)."
+        ),
+    ] = "png",
+    map_stride: Annotated[
+        int | None, typer.Option(min=1, help="Pixels from window to window of the map alone; less is finer.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Withhold the score of an image unlike those the model was trained on.")
+    ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes; the numbers do not depend on it.")] = 1,
     engine: Annotated[Engine, typer.Option(help="What runs the model.")] = "auto",
     resume: Annotated[
@@ -79,6 +94,7 @@ def score(
     from saqm.image import DEFAULT_MAX_PIXELS
     from saqm.outputs.summary import Summariser, save_summaries
     from saqm.outputs.table import format_of
+    from saqm.outputs.tally import Tally
     from saqm.scorer import scorer_names
 
     if as_json and form not in (None, "json"):
@@ -87,6 +103,8 @@ def score(
         raise typer.BadParameter(f"the suffix of --out decides its format; leave --format out, or --out {out}")
     if resume and out is None:
         raise typer.BadParameter("--resume goes on with a result file: name it with --out")
+    if maps is None and (map_stride is not None or map_format != "png"):
+        raise typer.BadParameter("--map-format and --map-stride are of a map: name its folder with --map")
     if summary is not None:
         format_of(summary)  # a wrong suffix is told before the work
     settings = Settings(
@@ -98,29 +116,37 @@ def score(
         axis=axis,
         stride=stride,
         max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+        map_formats=map_formats_of(map_format),
         map_folder=made_folder(maps),
+        map_stride=map_stride,
+        strict=strict,
         created=now() if timestamp else None,
     )
     names = found(paths)
-    tally = _Tally(None if summary is None else Summariser())
+    tally, summariser = Tally(), None if summary is None else Summariser()
+
+    def watched(records: Iterable[Record]) -> Iterator[Record]:
+        shown = with_progress(records, len(names), tally)
+        return shown if summariser is None else summariser.watch(shown)
+
     if out is None:
-        _score_to_stdout(names, settings, jobs, form or ("json" if as_json else None), tally)
+        _score_to_stdout(names, settings, jobs, form or ("json" if as_json else None), watched)
     else:
-        _score_to_file(names, settings, jobs, out, tally, resume=resume)
-    if summary is not None and tally.summariser is not None:
-        save_summaries(tally.summariser.summaries(), summary)
-    if out is not None or tally.not_scored:
-        say(f"{tally.scored} scored, {tally.not_scored} not scored{'' if out is None else f': {out}'}")
+        _score_to_file(names, settings, jobs, out, watched, resume=resume)
+    if summary is not None and summariser is not None:
+        save_summaries(summariser.summaries(), summary)
+    if out is not None or tally.not_scored or sys.stderr.isatty():
+        say(f"{tally.line()}{'' if out is None else f': {out}'}")
     if tally.not_scored:
         raise typer.Exit(1)
 
 
-def _score_to_stdout(names: list[str], settings: Settings, jobs: int, form: Shown | None, tally: _Tally) -> None:
+def _score_to_stdout(names: list[str], settings: Settings, jobs: int, form: Shown | None, watched: Watched) -> None:
     from saqm.batch import score_many
     from saqm.outputs import table
 
     with closing(score_many(names, settings, jobs=jobs)) as scores:
-        records = tally.count(with_progress((score.to_record() for score in scores), len(names)))
+        records = watched(score.to_record() for score in scores)
         if form is None:
             form = "table" if sys.stdout.isatty() else "tsv"
         if form == "table":
@@ -130,7 +156,9 @@ def _score_to_stdout(names: list[str], settings: Settings, jobs: int, form: Show
             table.write_records(records, sys.stdout, form)
 
 
-def _score_to_file(names: list[str], settings: Settings, jobs: int, out: Path, tally: _Tally, *, resume: bool) -> None:
+def _score_to_file(
+    names: list[str], settings: Settings, jobs: int, out: Path, watched: Watched, *, resume: bool
+) -> None:
     from saqm.batch import Journal, journal_path, score_journaled
     from saqm.outputs import table
 
@@ -141,28 +169,13 @@ def _score_to_file(names: list[str], settings: Settings, jobs: int, out: Path, t
         if resume and out.exists():
             journal.adopt(table.read_records(out))
         with closing(score_journaled(names, settings, journal, jobs=jobs)) as records:
-            table.save_records(tally.count(with_progress(records, len(names))), out)
+            table.save_records(watched(records), out)
 
 
-class _Tally:
-    """Counts rows as they pass, and shows them to a summariser."""
-
-    def __init__(self, summariser: Summariser | None) -> None:
-        self.scored = self.not_scored = 0
-        self.summariser = summariser
-
-    def count(self, records: Iterable[Record]) -> Iterator[Record]:
-        for record in records:
-            if self.summariser is not None:
-                self.summariser.note(record)
-            if record["status"] == "scored":
-                self.scored += 1
-            else:
-                self.not_scored += 1
-            yield record
-
-
-@commands.command(epilog="Example: saqm inspect scan.dcm --png scan.png")
+@commands.command(
+    epilog="Examples: saqm inspect scan.dcm --png scan.png · "
+    "saqm inspect scan.dcm --attention 250 280 --png attention.png"
+)
 def inspect(
     path: Annotated[str, typer.Argument(help="One image file.")],
     *,
@@ -170,7 +183,14 @@ def inspect(
     axis: AxisOption = None,
     window: WindowOption = None,
     mask: MaskOption = "auto",
-    png: Annotated[Path | None, typer.Option(help="Save the picture with the outline of its mask.")] = None,
+    png: Annotated[
+        Path | None, typer.Option(help="Save the picture with the outline of its mask, or with --attention.")
+    ] = None,
+    attention: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="ROW COLUMN", help="What the model attends to from that pixel, into --png; needs torch."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Whose attention: a shipped model, or a model file.")] = None,
     as_json: AsJson = False,
     max_pixels: MaxPixels = None,
 ) -> None:
@@ -178,11 +198,15 @@ def inspect(
     from saqm.image import DEFAULT_MAX_PIXELS, read_image
     from saqm.outputs.inspection import describe, report
 
+    if (attention is not None and png is None) or (attention is None and model is not None):
+        raise typer.BadParameter("--attention ROW COLUMN, the picture it goes into with --png, and --model go together")
     image = read_image(
         path, frame, window_of(window), mask=mask, axis=axis, max_pixels=max_pixels or DEFAULT_MAX_PIXELS
     )
     description = describe(image)
-    if png is not None:
+    if png is not None and attention is not None:
+        _draw_attention(image, model, attention, png)
+    elif png is not None:
         from saqm.outputs.heatmap import save_mask_picture
 
         save_mask_picture(image, png)
@@ -191,3 +215,11 @@ def inspect(
     else:
         for line in report(description):
             typer.echo(line)
+
+
+def _draw_attention(image: Image, model: str | None, at: tuple[int, int], png: Path) -> None:
+    from saqm.maps import attention
+    from saqm.outputs.heatmap import save_attention
+    from saqm.scorer import load_scorer
+
+    save_attention(image, attention(image, load_scorer(model), at), png)

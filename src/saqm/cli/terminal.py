@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 import typer
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from saqm.batch import Record
+    from saqm.outputs.map_files import MapFormat
+    from saqm.outputs.tally import Tally
 
 Engine = Literal["auto", "onnx", "torch"]
 Mask = Literal["auto", "none"]
@@ -104,24 +106,45 @@ def found(paths: Sequence[str]) -> list[str]:
     return names
 
 
-def with_progress(records: Iterable[Record], files: int) -> Iterator[Record]:
-    """The records, with a bar on stderr where that is a terminal: files done, rate, time left."""
-    if not sys.stderr.isatty():
-        yield from records
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def with_progress(records: Iterable[Record], files: int, tally: Tally | None = None) -> Iterator[Record]:
+    """The records, noted in the tally; where stderr is a terminal, it shows files done, rate, time left, the tally."""
+    from saqm.outputs.tally import Tally
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=files, rate="")
+    tally = Tally() if tally is None else tally
+    with _live(files, tally) as advance:
         path: object = None
         for record in records:
+            tally.note(record)
             if record["path"] != path:
                 path = record["path"]
-                speed = bar.tasks[task].speed
-                bar.update(task, advance=1, rate="" if speed is None else f"{speed:.1f} files/s")
+                advance()
             yield record
+
+
+@contextmanager
+def _live(files: int, tally: Tally) -> Iterator[Callable[[], None]]:
+    """A display on stderr that is gone when the run is over; gives what to call for each file."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    bar = Progress(*columns, auto_refresh=False)
+    task = bar.add_task("", total=files, rate="")
+
+    def advance() -> None:
+        speed = bar.tasks[task].speed
+        bar.update(task, advance=1, rate="files" if speed is None else f"files, {speed:.1f}/s")
+
+    def drawn() -> Group:
+        return Group(bar, Text(tally.line(), no_wrap=True, overflow="ellipsis"))
+
+    with Live(get_renderable=drawn, console=Console(stderr=True), transient=True):
+        yield advance
 
 
 def frames_of(text: str) -> int | Literal["all"]:
@@ -138,6 +161,16 @@ def window_of(window: tuple[float, float] | None) -> tuple[float, float] | None:
     if window is not None and not window[1] > 0:
         raise typer.BadParameter(f"--window {window[0]:g} {window[1]:g}: the width must be above 0")
     return window
+
+
+def map_formats_of(text: str) -> tuple[MapFormat, ...]:
+    """What --map-format says: "png,nii". Raises BadParameter."""
+    from saqm.outputs.map_files import MapFormat
+
+    names = tuple(part.strip() for part in text.split(","))
+    if not set(names) <= set(get_args(MapFormat)) or len(set(names)) < len(names):
+        raise typer.BadParameter(f"--map-format {text}: {', '.join(get_args(MapFormat))}, each at most once")
+    return cast("tuple[MapFormat, ...]", names)
 
 
 def made_folder(folder: Path | None) -> Path | None:
@@ -171,9 +204,10 @@ def print_json(value: object) -> None:
 
 
 def print_rich(what: object) -> None:
-    """Print what rich draws, on stdout."""
+    """Print what rich draws, on stdout; what its encoding lacks comes as escapes."""
     from rich.console import Console
 
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     Console().print(what)
 
 

@@ -12,14 +12,17 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from saqm.errors import ImageError
-from saqm.image.decoded import BYTES_PER_PIXEL, Decoded, Step
+from saqm.image.decoded import BYTES_PER_PIXEL, Decoded, Grid, Step
 from saqm.image.find import MEMBER, find_images, read_member
+
+if TYPE_CHECKING:
+    from saqm.image.dicom import Acquisition
 
 DEFAULT_MAX_PIXELS = 200_000_000  # one frame; a file that announces more is refused before it is decoded
 
@@ -27,12 +30,14 @@ MaskMode = Literal["auto", "none"]
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
+    "Grid",
     "Image",
     "MaskMode",
     "Source",
     "Step",
     "find_images",
     "from_array",
+    "read_acquisition",
     "read_frames",
     "read_image",
     "sha256_of",
@@ -55,6 +60,7 @@ class Source:
     transfer_syntax: str | None = None
     steps: tuple[Step, ...] = ()
     warnings: tuple[str, ...] = ()
+    grid: Grid | None = None  # where it lies in its volume (NIfTI, NRRD, MHA)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +123,24 @@ def read_frames(
     with closing(frames):
         for decoded in frames:
             yield _image(decoded, name, digest, mask)
+
+
+def read_acquisition(path: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Acquisition:
+    """On which device and day a picture was taken, as its DICOM header says; other formats do not say.
+
+    Nothing is decoded or hashed: what is wanted costs some milliseconds. Raises ImageError.
+    """
+    from saqm.image import dicom
+
+    name = str(path)
+    data: bytes | Path = Path(path)
+    try:
+        if MEMBER in name:
+            data = read_member(name, max_bytes=max_pixels * BYTES_PER_PIXEL)
+        reader = _reader(data, name)
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be opened: {error.strerror or error}") from error
+    return dicom.acquisition(data, name, max_pixels=max_pixels) if reader is dicom else dicom.Acquisition()
 
 
 def sha256_of(path: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> str:
@@ -269,5 +293,6 @@ def _image(decoded: Decoded, name: str, digest: str, mask: MaskMode | Literal["g
         transfer_syntax=decoded.transfer_syntax,
         steps=(*decoded.steps, step),
         warnings=decoded.warnings,
+        grid=decoded.grid,
     )
     return Image(decoded.pixels, judged, decoded.spacing_mm, decoded.modality, source)

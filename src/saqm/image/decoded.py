@@ -21,6 +21,19 @@ class Step:
     details: Mapping[str, object] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Grid:
+    """The volume that a picture is a slice of, in the file's own voxel order, so that results can be laid over it.
+
+    shape: voxels along i, j, k, and how many volumes. affine: (4, 4), voxel (i, j, k, 1) to RAS millimetres.
+    to_voxel: (4, 3), the picture's (row, column, 1) to (i, j, k, volume), whole numbers.
+    """
+
+    shape: tuple[int, int, int, int]
+    affine: tuple[tuple[float, ...], ...]
+    to_voxel: tuple[tuple[int, ...], ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Decoded:
     """One frame or slice as a reader leaves it; the door adds foreground mask, path and sha256.
@@ -29,6 +42,7 @@ class Decoded:
     valid: bool (H, W), False where a pixel is known to be no picture (padding, outside the region); None: all are.
     format: "dicom", "nifti", "nrrd", "mha", "png", "jpeg", "tiff", "bmp", "webp".
     frame: 0-based frame or slice; None when the file holds one image. frames: how many it holds.
+    grid: of a slice, where it lies in its volume.
     """
 
     pixels: NDArray[np.float32]
@@ -43,6 +57,7 @@ class Decoded:
     transfer_syntax: str | None = None
     steps: tuple[Step, ...] = ()
     warnings: tuple[str, ...] = ()
+    grid: Grid | None = None
 
 
 def choose_frame(frame: int | None, count: int, name: str) -> int:

@@ -6,9 +6,12 @@ is never held in memory as a whole. Every choice is recorded as a Step, every co
 
 from __future__ import annotations
 
+import calendar
 import io
+import re
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -17,9 +20,23 @@ from numpy.typing import NDArray
 from saqm.errors import ImageError
 from saqm.image.decoded import Decoded, Step, choose_frame
 from saqm.image.dicom_display import displayed, history, identity, spacing, ultrasound_region
+from saqm.image.dicom_elements import text
 from saqm.image.dicom_header import MAGIC, MAGIC_AT, WITH_EXTRA, Header, first_line, guarded, looks_bare, read_header
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
+DATES = ("AcquisitionDate", "AcquisitionDateTime", "ContentDate", "SeriesDate", "StudyDate")  # the closest one first
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """Where and when a picture was taken, as far as its header says. Holds nothing about the patient.
+
+    device: manufacturer, model and station, in one text. date: "2026-03-14". instance: the SOP instance UID.
+    """
+
+    device: str | None = None
+    date: str | None = None
+    instance: str | None = None
 
 
 def marked(head: bytes) -> bool:
@@ -64,6 +81,26 @@ def frames(
     with _stream(data, name) as stream:
         header = read_header(stream, name, max_pixels)
         yield from _decoded(stream, header, window, range(header.frames))
+
+
+def acquisition(data: bytes | Path, name: str, *, max_pixels: int) -> Acquisition:
+    """Device, day and UID out of the header; no pixel is decoded. Raises ImageError as `read` does."""
+    with _stream(data, name) as stream:
+        dataset = read_header(stream, name, max_pixels).dataset
+    with guarded(name, "header cannot be understood", []):
+        maker, model, station = (text(dataset, k) for k in ("Manufacturer", "ManufacturerModelName", "StationName"))
+        said = " ".join(part for part in (maker, model, f"({station})" if station else None) if part)
+        dates = (_iso(text(dataset, keyword)) for keyword in DATES)
+        return Acquisition(said or None, next(filter(None, dates), None), identity(dataset).get("instance"))
+
+
+def _iso(date: str | None) -> str | None:
+    """DICOM's date (PS3.5 6.2, or "2026.03.14" of old) at the start of a text, as ISO 8601; None for no such day."""
+    found = re.match(r"(\d{4})\.?(\d\d)\.?(\d\d)", date or "")
+    year, month, day = map(int, found.groups()) if found else (0, 0, 0)
+    if year < 1 or not 1 <= month <= 12 or not 1 <= day <= calendar.monthrange(year, month)[1]:
+        return None
+    return f"{year:04}-{month:02}-{day:02}"
 
 
 @contextmanager

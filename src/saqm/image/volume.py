@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saqm.errors import ImageError
-from saqm.image.decoded import Decoded, Step, choose_frame
+from saqm.image.decoded import Decoded, Grid, Step, choose_frame
 from saqm.image.volume_header import TO_RAS, Header, read_header
 from saqm.image.window import PERCENTILES, apply_range, apply_window
 
@@ -45,6 +45,8 @@ class _Slices:
 
     header: Header
     voxels_XYZT: NDArray[Any]
+    affine: NDArray[np.float64]  # stored voxel to RAS millimetres
+    stored: NDArray[np.float64]  # (4, 4), voxel in RAS order to stored voxel
     axis: int
     spacing_XYZ: tuple[float, ...]
     orientation: Mapping[str, object]
@@ -100,12 +102,15 @@ def frames(
 
 @contextmanager
 def _opened(data: bytes | Path, name: str, axis: int | None, max_pixels: int) -> Iterator[_Slices]:
+    from nibabel.orientations import apply_orientation, inv_ornt_aff, ornt2axcodes
+
     with ExitStack() as stack:
         with _guarded(name):
             stream: BinaryIO = io.BytesIO(data) if isinstance(data, bytes) else stack.enter_context(data.open("rb"))
             header = read_header(stream, name)
         arrange, affine, notes = _canonical(header)
-        spacing = tuple(float(s) for s in np.sqrt((affine[:3, :3] ** 2).sum(0)))
+        stored = inv_ornt_aff(arrange, header.spatial)
+        spacing = tuple(float(s) for s in np.sqrt(((affine @ stored)[:3, :3] ** 2).sum(0)))
         sizes = tuple(header.spatial[int(i)] for i in np.argsort(arrange[:, 0]))
         chosen, why = _choose_axis(sizes, spacing, axis, name)
         height, width = _plane_size(sizes, chosen)
@@ -115,10 +120,8 @@ def _opened(data: bytes | Path, name: str, axis: int | None, max_pixels: int) ->
                 "raise max_pixels if the file is trusted"
             )
         with _guarded(name):
-            from nibabel.orientations import apply_orientation, ornt2axcodes
-
-            stored = _mapped(header, data, stream, name, stack)
-            voxels = apply_orientation(_four_axes(stored, header), arrange)
+            values = _mapped(header, data, stream, name, stack)
+            voxels = apply_orientation(_four_axes(values, header), arrange)
         orientation = {
             "plane": PLANES[chosen],
             "axis": chosen,
@@ -127,7 +130,7 @@ def _opened(data: bytes | Path, name: str, axis: int | None, max_pixels: int) ->
             "rows": "anterior to posterior" if chosen == 2 else "superior to inferior",
             "columns": "anterior to posterior" if chosen == 0 else "right to left",
         }
-        yield _Slices(header, voxels, chosen, spacing, orientation, (*header.notes, *notes))
+        yield _Slices(header, voxels, affine, stored, chosen, spacing, orientation, (*header.notes, *notes))
 
 
 @contextmanager
@@ -158,8 +161,8 @@ def _four_axes(stored: NDArray[Any], header: Header) -> NDArray[Any]:
 
 
 def _canonical(header: Header) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[str, ...]]:
-    """Orientation (3, 2) that turns stored axes to RAS, the affine after it, and complaints."""
-    from nibabel.orientations import inv_ornt_aff, io_orientation
+    """Orientation (3, 2) that turns stored axes to RAS, the affine of the stored ones, and complaints."""
+    from nibabel.orientations import io_orientation
 
     affine, notes = header.affine, tuple[str, ...]()
     usable = bool((np.abs(affine) < FARTHEST).all()) and abs(np.linalg.det(affine[:3, :3])) > SMALLEST
@@ -168,7 +171,7 @@ def _canonical(header: Header) -> tuple[NDArray[np.float64], NDArray[np.float64]
     if not usable or not np.isfinite(orientation).all():
         affine, notes = TO_RAS, ("no usable orientation in the header: taken as left-posterior-superior, 1 mm",)
         orientation = io_orientation(affine)
-    return orientation, affine @ inv_ornt_aff(orientation, header.spatial), notes
+    return orientation, affine, notes
 
 
 def _choose_axis(sizes: tuple[int, ...], spacing: tuple[float, ...], axis: int | None, name: str) -> tuple[int, str]:
@@ -326,4 +329,23 @@ def _decoded(
         bits_stored=header.dtype.itemsize * 8,
         steps=(*steps, step),
         warnings=slices.notes,
+        grid=_grid(slices, volume, number),
+    )
+
+
+def _grid(slices: _Slices, volume: int, number: int) -> Grid:
+    """Where the picture of a slice, which `_decoded` turns to be shown, lies in the stored volume."""
+    sizes = slices.voxels_XYZT.shape
+    across, down = (axis for axis in range(3) if axis != slices.axis)
+    ras = np.zeros((4, 3))  # (row, column, 1) to voxel (x, y, z, 1)
+    ras[down, [0, 2]] = -1, sizes[down] - 1
+    ras[across, [1, 2]] = -1, sizes[across] - 1
+    ras[slices.axis, 2] = number
+    ras[3, 2] = 1
+    to_voxel = np.rint(slices.stored @ ras).astype(int)
+    to_voxel[3] = 0, 0, volume
+    return Grid(
+        shape=(*slices.header.spatial, sizes[3]),
+        affine=tuple(map(tuple, slices.affine.tolist())),
+        to_voxel=tuple(map(tuple, to_voxel.tolist())),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, cast, get_args
@@ -19,13 +19,18 @@ from saqm.errors import MissingExtra, OutputError
 from saqm.writing import replacing
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Console, ConsoleOptions, RenderableType
 
 Record = Mapping[str, object]
 TextFormat = Literal["csv", "tsv", "jsonl", "json"]
 Format = Literal["csv", "tsv", "jsonl", "json", "parquet"]
 Kind = Literal["text", "integer", "number", "flag", "texts", "numbers", "object"]
 
+BAR = 10  # cells of a score's bar in the terminal
+GAP = 2  # cells between columns, and before a note
+LEAST_COLUMN = 12  # cells that a column is not narrowed below
+EIGHTHS = ("", *"▏▎▍▌▋▊▉")
+_COLOURS = {"pass": "green", "review": "yellow", "fail": "red"}  # they only repeat the word
 TSV_MISSING = "n/a"  # BIDS: a TSV never has an empty cell
 LIST_SEPARATOR = "; "
 _CARRIES_TEXT = ("text", "texts", "object")
@@ -65,6 +70,7 @@ COLUMNS: Columns = (
     _column("out_of_domain.statistic", "number"),
     _column("out_of_domain.p", "number"),
     _column("out_of_domain.flag", "flag"),
+    _column("out_of_domain.view"),
     _column("verdict"),
     _column("reasons", "texts"),
     _column("findings", "object"),
@@ -168,42 +174,103 @@ def read_records(path: str | Path) -> Iterator[Record]:
         raise OutputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def table(records: Iterable[Record]) -> Table:
-    """The table for the terminal: file, score, raw value, share judged (of the windows, or of the picture), notes.
+def table(records: Iterable[Record]) -> RichTable:
+    """The table for a terminal, as wide as that is: file, bar, score, interval, verdict, cause, and a row's notes.
 
-    Where there are several models, or a metric, it names them, and which direction of a raw value is better.
+    Columns without content are left out. Where there are several models, or a metric, it names them; of a metric the
+    raw value, and which direction of it is better. What is noted of every row stands below, once. Where the terminal
+    has no Unicode, the bars are drawn in ASCII. Colours only repeat what words say.
     """
-    from rich.table import Table
-    from rich.text import Text
+    return RichTable(tuple(records))
 
-    cells = [flatten(record) for record in records]
-    folder = _common_folder([str(row["path"]) for row in cells])
-    named = len({row["model_name"] for row in cells} - {None}) > 1 or any(row["model_direction"] for row in cells)
-    title = Text(printable(f"in {folder}")) if folder else None
-    made = Table(title=title, title_justify="left", title_style="dim", box=None, pad_edge=False, header_style="bold")
-    made.add_column("file", overflow="fold", ratio=3)
-    if named:
-        made.add_column("model", overflow="fold")
-    for name in ("score", "raw", *(["better"] if named else []), "judged"):
-        made.add_column(name, justify="right", no_wrap=True)
-    made.add_column("modality", no_wrap=True)
-    made.add_column("notes", overflow="fold", ratio=4)
-    for row in cells:
-        path = str(row["path"])
-        frame = "" if row["frame"] is None else f" [{row['frame']}]"
-        notes = [note.removeprefix(f"{path}: ") for note in _texts(row["reasons"]) + _texts(row["warnings"])]
-        better = str(row["model_direction"] or "higher is better").removesuffix(" is better")
-        made.add_row(
-            Text(printable(path[len(folder) :] + frame)),
-            *([Text(printable(row["model_name"] or "-"))] if named else []),
-            Text(_rounded(row["score"], "{:.1f}"), style="bold"),
-            _rounded(row["score_raw"], "{:#.4g}" if row["model_direction"] else "{:.3f}"),
-            *([Text(printable(better))] if named else []),
-            _rounded(_share(row), "{:.0%}"),
-            Text(printable(row["modality"] or "-")),
-            Text(printable(LIST_SEPARATOR.join(notes))),
-        )
-    return made
+
+@dataclass(frozen=True)
+class RichTable:
+    """Records that rich can print."""
+
+    records: tuple[Record, ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from rich.padding import Padding
+        from rich.table import Table
+        from rich.text import Text
+
+        folder = _common_folder([str(record["path"]) for record in self.records])
+        notes = [_notes(record) for record in self.records]
+        shared = [note for note in notes[0] if all(note in others for others in notes)] if len(notes) > 1 else []
+        columns, cells = _shown(self.records, len(folder), plain=options.ascii_only)
+        names = [(column.name, "bold") for column in columns]
+        widths = _widths(columns, [names, *cells], options.max_width)
+
+        def line(row: list[tuple[str, str]]) -> Table:
+            made = Table.grid(padding=(0, GAP, 0, 0))
+            for column, width in zip(columns, widths, strict=True):
+                made.add_column(justify=column.justify, width=width, overflow="fold")
+            made.add_row(*(Text(text, style) for text, style in row))
+            return made
+
+        if folder:
+            yield Text(printable(f"in {folder}"), "dim")
+        yield line(names)
+        for record, row, noted in zip(self.records, cells, notes, strict=True):
+            yield line(row)
+            if own := LIST_SEPARATOR.join(note for note in noted if note not in shared):
+                yield Padding(Text(printable(own), "dim" if record["status"] == "scored" else "red"), (0, 0, 0, GAP))
+        if shared:
+            yield Text(printable(f"all: {LIST_SEPARATOR.join(shared)}"), "dim")
+
+
+def _widths(columns: list[_Shown], rows: list[list[tuple[str, str]]], width: int) -> list[int]:
+    """Of each column what its widest cell takes; those that wrap give way where the terminal is too narrow."""
+    from rich.cells import cell_len
+
+    widths = [max(cell_len(row[number][0]) for row in rows) for number in range(len(columns))]
+    excess = sum(widths) + GAP * len(widths) - width
+    for number in (number for number, column in enumerate(columns) if column.wraps):
+        taken = min(max(excess, 0), max(widths[number] - LEAST_COLUMN, 0))
+        widths[number] -= taken
+        excess -= taken
+    return widths
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A column of the terminal's table; `cell` gives text and style, "" where there is nothing to say."""
+
+    name: str
+    cell: Callable[[Record], tuple[str, str]]
+    justify: Literal["left", "right"] = "left"
+    wraps: bool = False
+
+
+def _shown(records: Sequence[Record], folder: int, *, plain: bool) -> tuple[list[_Shown], list[list[tuple[str, str]]]]:
+    """The columns that have something to say, and each row's text and style in them.
+
+    `folder` is the length of what all paths begin with.
+    """
+    models = {_value(record, ("model", "name")) for record in records} - {None}
+    metrics = any(_value(record, ("model", "direction")) for record in records)
+    score = "{:.0f}" if any(record["interval"] for record in records) else "{:.1f}"  # finer than an interval is noise
+    columns = [
+        _Shown("file", lambda record: (f"{record['path']}{_frame(record)}"[folder:], ""), wraps=True),
+        _Shown("model", lambda record: (str(_value(record, ("model", "name")) or "-"), "")),
+        _Shown("", lambda record: (_bar(record, plain=plain), _bar_style(record))),
+        _Shown("score", lambda record: (_rounded(record["score"], score), "bold"), "right"),
+        _Shown(_interval_name(records), lambda record: (_interval(record), "")),
+        _Shown("verdict", lambda record: (str(record["verdict"] or ""), _COLOURS.get(str(record["verdict"]), ""))),
+        _Shown("cause", lambda record: (_causes(record), ""), wraps=True),
+        _Shown("raw", lambda record: (_rounded(record["score_raw"], "{:#.4g}"), ""), "right"),
+        _Shown("better", lambda record: (_better(record), "")),
+    ]
+    named = len(models) > 1 or metrics
+    left_out = {*([] if named else ["model"]), *([] if metrics else ["raw", "better"])}
+    rows = [[column.cell(record) for column in columns] for record in records]
+    kept = [
+        number
+        for number, column in enumerate(columns)
+        if column.name not in left_out and (column.name == "file" or any(row[number][0] for row in rows))
+    ]
+    return [columns[n] for n in kept], [[(printable(row[n][0]), row[n][1]) for n in kept] for row in rows]
 
 
 def printable(text: object) -> str:
@@ -332,12 +399,55 @@ def _rounded(value: object, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def _share(row: Mapping[str, object]) -> object:
-    """Of the windows, where there are windows; else of the picture."""
-    used, masked = row["patches_used"], row["patches_masked"]
-    if not isinstance(used, int) or not isinstance(masked, int) or used + masked == 0:
-        return row["preparation_judged_share"] if row["model_direction"] else None
-    return used / (used + masked)
+def _frame(record: Record) -> str:
+    return "" if record["frame"] is None else f" [{record['frame']}]"
+
+
+def _bar(record: Record, *, plain: bool) -> str:
+    """The score as a bar of ten cells, or that there is none; "" for a metric."""
+    score = record["score"]
+    if not isinstance(score, int | float):
+        return "" if record["status"] == "scored" else "not scored"
+    if plain:
+        return f"{'#' * round(score / 100 * BAR)}".ljust(BAR, ".")
+    whole, eighths = divmod(round(score / 100 * BAR * 8), 8)
+    return f"{'█' * whole}{EIGHTHS[eighths]}".ljust(BAR, "·")
+
+
+def _bar_style(record: Record) -> str:
+    return "red" if record["status"] != "scored" else _COLOURS.get(str(record["verdict"]), "cyan")
+
+
+def _interval_name(records: Sequence[Record]) -> str:
+    """What all the intervals promise, where that is the same."""
+    promised = {record["coverage"] for record in records} - {None}
+    return f"{promised.pop():.0%} interval" if len(promised) == 1 else "interval"
+
+
+def _interval(record: Record) -> str:
+    """The interval; with a question mark where nothing is promised of it."""
+    if record["interval"] is None:
+        return ""
+    low, high = cast("list[float]", record["interval"])
+    return f"[{low:.0f}, {high:.0f}]{'' if record['coverage'] is not None else '?'}"
+
+
+def _causes(record: Record) -> str:
+    return ", ".join(str(finding["name"]) for finding in cast("list[Record]", record.get("findings") or []))
+
+
+def _better(record: Record) -> str:
+    direction = _value(record, ("model", "direction")) or ("" if record["score"] is None else "higher is better")
+    return str(direction).removesuffix(" is better")
+
+
+def _notes(record: Record) -> list[str]:
+    """What a person is to know of a row: that it is out of domain, why it has no score, its warnings."""
+    path, domain = str(record["path"]), record["out_of_domain"]
+    notes = [note.removeprefix(f"{path}: ") for note in _texts(record["reasons"]) + _texts(record["warnings"])]
+    if isinstance(domain, Mapping) and domain["flag"] and not any(note.startswith("unlike ") for note in notes):
+        notes.append(f"unlike training (p = {domain['p']:.2g})")
+    return sorted(notes, key=lambda note: not note.startswith("unlike "))
 
 
 def _texts(value: object) -> list[str]:
