@@ -1,9 +1,9 @@
-"""`saqm evaluate`."""
+"""`saqm evaluate` and `saqm calibrate`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,6 +12,7 @@ from saqm.cli.terminal import (
     ModelOption,
     from_training,
     made_folder,
+    print_json,
     save_text,
     say,
     stages,
@@ -104,4 +105,40 @@ def evaluate(
         draw_scatter(result, scatter)
     typer.echo(result.to_json() if as_json else result.to_text(), nl=False)
     if result.failures:
+        raise typer.Exit(1)
+
+
+@commands.command(epilog="Example: saqm calibrate --manifest mine.csv --out ours.onnx")
+def calibrate(
+    manifest: Annotated[Path, typer.Option(help="Images with the opinion scores of one's own readers.")],
+    out: Annotated[Path, typer.Option(help="The model file under its new calibration: .onnx or .safetensors.")],
+    *,
+    model: ModelOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a model's scores and intervals to one's own readers, from a few dozen images that they scored.
+
+    The weights stay as they are. Every number that is printed is of scenes that the new calibration had not met.
+    """
+    from saqm.errors import SaqmError
+    from saqm.manifest import read_manifest
+    from saqm.modelfile import open_model
+    from saqm.recalibrate import recalibrate, save_recalibrated
+    from saqm.scorer import ModelScorer, load_scorer
+
+    form: Literal["onnx", "safetensors"] = "safetensors" if out.suffix == ".safetensors" else "onnx"
+    scorer = load_scorer(model)
+    if not isinstance(scorer, ModelScorer):
+        raise SaqmError(f"{scorer.name} is a metric and keeps its own scale; a calibration is for models")
+    path = open_model(model or scorer.header.name, form)
+    with stages() as on_step:
+        told = None if on_step is None else lambda done, images: on_step("images", done, images, {})
+        found = recalibrate(scorer, read_manifest(manifest), on_image=told)
+    written = save_recalibrated(found, path, out)
+    if as_json:
+        print_json({"model": str(out), **found.to_dict()})
+    else:
+        typer.echo(found.to_text())
+        typer.echo(f"{out}: {written.name} {written.version}")
+    if found.failures:
         raise typer.Exit(1)
