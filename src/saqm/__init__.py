@@ -25,6 +25,8 @@ _FACE = {
     "score": "saqm.scorer",
     "quality_map": "saqm.scorer",
     "summarise": "saqm.outputs.summary",
+    "gate": "saqm.gating",
+    "Thresholds": "saqm.gating",
     "SaqmError": "saqm.errors",
 }
 
@@ -32,6 +34,8 @@ __all__ = [*_FACE, "__version__"]  # noqa: PLE0604  the names are the table's ke
 
 if TYPE_CHECKING:
     from saqm.errors import SaqmError as SaqmError
+    from saqm.gating import Thresholds as Thresholds
+    from saqm.gating import gate as gate
     from saqm.image import Image as Image
     from saqm.image import read_frames as read_frames
     from saqm.image import read_image as read_image
