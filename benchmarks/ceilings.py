@@ -25,9 +25,10 @@ from saqm.datasets import ct_reader_study
 from saqm.evaluate import method_oracle
 from saqm.image import read_image
 from saqm.manifest import Fold, Manifest, folds
-from saqm.patches import MARGIN, Preparation, luminance
+from saqm.patches import Preparation, luminance
 from saqm.pretrain import band_planes, differences, judged_corners, statistics
 from saqm.statistics import srocc
+from saqm.texture import STRIDE, mean_and_sd, padded_windows
 
 ROOT = Path(__file__).parents[1]
 STUDY = Path(os.environ.get("SAQM_SHARED", ROOT.parent / "shared")).resolve() / "data" / "ct_reader_study"
@@ -44,18 +45,12 @@ def features(manifest: Manifest) -> tuple[NDArray[np.float64], NDArray[np.float6
     blind, relative = [], []
     for row in manifest.rows:
         image = read_image(row.path)
-        corners = judged_corners(image, Preparation(), 16)
-        own, twin = (windows(luminance(one), corners) for one in (image, read_image(twins[row.scene].path)))
+        corners = judged_corners(image, Preparation(), STRIDE)
+        own, twin = (padded_windows(luminance(one), corners) for one in (image, read_image(twins[row.scene].path)))
         bands = band_planes(own)
-        for kept, values in ((blind, statistics(own, bands)), (relative, differences(bands, band_planes(twin)))):
-            kept.append(np.concatenate([values.mean(0).numpy(), values.std(0).numpy()]))
-    return np.array(blind, np.float64), np.array(relative, np.float64)
-
-
-def windows(grey: NDArray[np.float32], corners: NDArray[np.int_]) -> torch.Tensor:
-    padded = np.pad(grey, MARGIN, mode="edge")
-    side = Preparation().patch + 2 * MARGIN
-    return torch.from_numpy(np.stack([padded[top : top + side, left : left + side] for top, left in corners]))
+        blind.append(mean_and_sd(statistics(own, bands)))
+        relative.append(mean_and_sd(differences(bands, band_planes(twin))))
+    return np.array(blind), np.array(relative)
 
 
 def out_of_fold(

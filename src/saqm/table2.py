@@ -3,36 +3,35 @@
 The paper's four configurations and the controls it lacks, on folds apart in scenes, several seeds each. Towers are
 pre-trained without any image of the test scenes, then frozen; every configuration of a fold stands on the same ones.
 Pre-training sees training images of both domains, without opinions: their pixels, their twins and their denoisers'
-names. So "source-only" here means: no opinion of the target, and no alignment.
+names. So "source-only" here means: no opinion of the target, and no alignment. What is written of it, and drawn:
+`saqm.table2_report`.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors.torch
 import torch
 
 from saqm.adaptation import ALIGNMENTS
-from saqm.errors import ManifestError
-from saqm.evaluate import Evaluation, evaluate_predictions, shown, shown_interval
+from saqm.errors import ManifestError, TrainingError
+from saqm.evaluate import Evaluation, evaluate_predictions
 from saqm.experiments import on_scale, transfer
-from saqm.manifest import Fold, Manifest, Row, folds, read_manifest
-from saqm.outputs.forest import forest
+from saqm.frozen import Neck, mean_and_sd
+from saqm.manifest import Fold, Manifest, Row, folds, normalised
 from saqm.outputs.predictions import mean_of_seeds
 from saqm.pretrain import TWO_STAGES, PretrainConfig, pretrain
 from saqm.recipes import RECIPES, Recipe, Side
-from saqm.statistics import REPLICATES, defined, srocc
+from saqm.statistics import REPLICATES, Floats, defined, srocc
+from saqm.texture import fit_ridge, standardised
 from saqm.train import Cache, read_versions
-from saqm.writing import replacing
 
 OnStep = Callable[[str, int, int, Mapping[str, float]], None]
 Values = tuple[float | None, ...]
@@ -66,13 +65,16 @@ CONFIGURATIONS: Sequence[Configuration] = (
         _row("source-only", teaching={"standardise": "by-domain"}),
         "the same; features of each domain by their own mean and sd",
     ),
-    Configuration(
-        "unsupervised, CORAL", _row("unsupervised"), "by domain, and second moments aligned", 3, (0.756, 0.769)
-    ),
+    Configuration("unsupervised, CORAL", _row("unsupervised"), "by domain, and second moments aligned"),
     Configuration(
         "unsupervised, MMD",
         _row("unsupervised", alignment=ALIGNMENTS["mmd"]),
         "by domain, and the distributions brought together by kernels",
+    ),
+    Configuration(
+        "unsupervised, DARE-GRAM",
+        _row("unsupervised", alignment=ALIGNMENTS["dare-gram"]),
+        "by domain, and inverse Gram matrices aligned",
     ),
     Configuration(
         "unsupervised, GRL",
@@ -81,13 +83,18 @@ CONFIGURATIONS: Sequence[Configuration] = (
         3,
         (0.756, 0.769),
     ),
+    Configuration(
+        "unsupervised, rank",
+        _row("unsupervised", alignment=ALIGNMENTS["rank"]),
+        "by domain, and degraded copies of the target's references put in order",
+    ),
     *(
         Configuration(
             f"semi-supervised, {share} %",
             _row("semi-supervised", labelled=share / 100),
             f"CORAL, and {share} % of the target's training opinions",
         )
-        for share in (10, 25, 50)
+        for share in (5, 10, 25, 50)
     ),
     Configuration(
         "semi-supervised",
@@ -104,6 +111,10 @@ CONFIGURATIONS: Sequence[Configuration] = (
     ),
 )
 COMPARED = "source-only"  # what adaptation must be better than
+MAPPED = "unsupervised, CORAL"  # whose features are looked at before and after
+
+# No network: a ridge regression of the source's opinions on `texture_statistics`; whether each domain has its own scale
+TEXTURE: Mapping[str, bool] = {"texture statistics": False, "texture statistics, by domain": True}
 
 
 @dataclass(frozen=True)
@@ -117,37 +128,34 @@ class Run:
     predictions: Values
 
 
+@dataclass(frozen=True, eq=False)
+class Mapped:
+    """Mean features (N, D) of the judged images of one fold's held-out scenes by domain, and their opinions (N,), 0..1.
+
+    before: on the one scale that source-only gives them. after: by domain, and changed as the alignment of MAPPED does.
+    """
+
+    before: Mapping[str, Floats]
+    after: Mapping[str, Floats]
+    quality: Mapping[str, Floats]
+
+
 @dataclass(frozen=True)
 class Table2:
-    """One direction: an Evaluation whose first row is source-only, and every run behind it."""
+    """One direction: an Evaluation whose first row is COMPARED, and every run behind it.
+
+    stopped: configurations that a guard stopped in some fold, by name, with its message; they have no result.
+    mapped: features of the first fold, where MAPPED was among the configurations and was not stopped there.
+    """
 
     source: str
     target: str
     evaluation: Evaluation
     runs: tuple[Run, ...]
     folds: int
-
-    def to_markdown(self) -> str:
-        """The table of the direction: mean prediction of the seeds, each seed's own SROCC, distance to source-only."""
-        head = ["SROCC", "95 % (scenes)", "95 % (scenes and methods)", "by seed", "PLCC", f"SROCC - {COMPARED}"]
-        lines = [[f"| {self.source} → {self.target}", "images", *head, "paper: MD72\\*"], ["| ---", *["---:"] * 8]]
-        published = {one.name: one.published for one in CONFIGURATIONS}
-        for r in self.evaluation.results:
-            against = next((c for c in self.evaluation.comparisons if c.second == r.name), None)
-            apart = ""
-            if against is not None:
-                low, high = -against.interval[1], -against.interval[0]
-                sure = "\\*\\*" if against.p_holm < 0.05 else ""
-                apart = f"{-against.difference:+.2f} [{low:.2f}, {high:.2f}]{sure}"
-            seeds = [s for run in self.runs if run.configuration == r.name and (s := self.srocc_of(run)) is not None]
-            spread = f"{min(seeds):.2f} to {max(seeds):.2f}" if len(seeds) > 1 else ""
-            paper = published.get(r.name)
-            lines.append([
-                f"| {r.name}", str(r.n),
-                shown(r.srocc), shown_interval(r.srocc_interval), shown_interval(r.srocc_interval_methods),
-                spread, shown(r.plcc), apart, "" if paper is None else f"{paper[1]:.3f} / {paper[0]:.3f}",
-            ])  # fmt: skip
-        return "\n".join(" | ".join(line) + " |" for line in lines) + "\n"
+    seeds: int
+    stopped: Mapping[str, str] = field(default_factory=dict)
+    mapped: Mapped | None = field(default=None, repr=False)
 
     def srocc_of(self, run: Run) -> float | None:
         """The SROCC of one seed, all folds together; None where it is undefined."""
@@ -158,17 +166,15 @@ class Table2:
         ]
         return defined(srocc, *map(np.array, zip(*pairs, strict=True))) if pairs else None
 
+    def evaluation_of(self, name: str) -> Evaluation:
+        """That of one configuration alone, with its predictions. Raises UndefinedScore where it has no row."""
+        own = self.evaluation.result(self.target, name)
+        values = mean_of_seeds([self._judged(run) for run in self.runs if run.configuration == name])
+        known = tuple(value for value in values if value is not None)
+        return replace(self.evaluation, results=(own,), comparisons=(), predictions=known)
+
     def _judged(self, run: Run) -> list[float | None]:
         return [value for value in run.predictions if value is not None]
-
-
-REMARKS = (
-    "Scene-disjoint folds of the target, judged images, the mean prediction of the seeds; intervals and differences by "
-    "resampling whole scenes. \\*\\*: p < 0.05 after Holm's correction within the direction.",
-    "Inductive: no pixel of a test scene was met, neither by pre-training nor by alignment. Pre-training knew the "
-    "denoisers' names and the normal-dose twins of the training scenes of both organs, and no opinion.",
-    "\\* SROCC / PLCC of the paper's Table 2 on 72 liver ultrasound images: other data; no split, no interval given.",
-)
 
 
 def table2(
@@ -180,13 +186,16 @@ def table2(
     folder: Path,
     pretraining: PretrainConfig = TWO_STAGES,
     configurations: Sequence[Configuration] = CONFIGURATIONS,
+    textures: Mapping[Path, Floats] | None = None,
     jobs: int = 1,
     replicates: int = REPLICATES,
     on_step: OnStep | None = None,
 ) -> Table2:
     """Every configuration from `source` to `target`, each on `seeds` seeds and `k` folds; kept in `folder`, run by run.
 
-    Raises ManifestError where the two are one domain or share a scene, TrainingError as `transfer`.
+    textures: `texture_statistics` of every image, by path, where the rows of TEXTURE are wanted as well.
+    A configuration that is stopped (TrainingError) in any fold has no result, and the others go on. Raises
+    ManifestError where the two are one domain or share a scene, TrainingError where all are stopped.
     """
     rows = _joint(source, target)
     divided = folds(rows, k, 0)
@@ -206,14 +215,23 @@ def table2(
             made.append(_fold_of(one))
             if on_step is not None:
                 on_step("folds", done + 1, len(todo), {})
+    stopped: dict[str, str] = {}
     for part in made:
-        for (name, seed, place), value in part.items():
+        stopped = part.stopped | stopped
+        for (name, seed, place), value in part.values.items():
             found[name, seed][place] = on_scale(value, target.scale)
+    finished = [one.name for one in configurations if one.name not in stopped]
+    if not finished:
+        raise TrainingError(
+            f"every configuration was stopped; {configurations[0].name}: {stopped[configurations[0].name]}"
+        )
     names = _domain(source), _domain(target)
-    runs = tuple(Run(*names, name, seed, tuple(values)) for (name, seed), values in found.items())
-    means = {
-        one.name: mean_of_seeds([r.predictions for r in runs if r.configuration == one.name]) for one in configurations
-    }
+    runs = tuple(Run(*names, name, seed, tuple(values)) for (name, seed), values in found.items() if name in finished)
+    means = {name: mean_of_seeds([r.predictions for r in runs if r.configuration == name]) for name in finished}
+    if textures is not None:
+        means |= {
+            name: _of_texture(source, target, divided, textures, by_domain) for name, by_domain in TEXTURE.items()
+        }
     first = COMPARED if COMPARED in means else next(iter(means))
     evaluation = evaluate_predictions(
         target.rows,
@@ -224,77 +242,22 @@ def table2(
         others=means,
         manifest_sha256=target.sha256,
     )
-    return Table2(*names, evaluation, runs, k)
-
-
-def table2_command(
-    source: Path,
-    target: Path,
-    *,
-    both: bool,
-    k: int,
-    seeds: int,
-    quick: bool,
-    jobs: int,
-    out: Path,
-    on_step: OnStep | None = None,
-) -> list[Table2]:
-    """`saqm experiment table2`: OUT/table2.md, .json, _runs.csv and .png; with `both`, the other direction as well."""
-    pretraining, configurations = TWO_STAGES, CONFIGURATIONS
-    a, b = read_manifest(source), read_manifest(target)
-    if quick:
-        a, b = _fewer(a), _fewer(b)
-        k, seeds, pretraining, configurations = 2, 1, _QUICK, [_hurried(one) for one in CONFIGURATIONS]
-    tables = [
-        table2(
-            x, y, k=k, seeds=seeds, folder=out / "runs", pretraining=pretraining, configurations=configurations,
-            jobs=jobs, on_step=on_step,
-        )
-        for x, y in ([(a, b), (b, a)] if both else [(a, b)])
-    ]  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    texts = {
-        "table2.md": to_markdown(tables, quick=quick),
-        "table2.json": json.dumps([json.loads(one.evaluation.to_json()) for one in tables], indent=2) + "\n",
-        "table2_runs.csv": to_csv(tables),
-    }
-    for name, text in texts.items():
-        with replacing(out / name) as beside:
-            beside.write_text(text, encoding="utf-8")
-    panels = {f"{one.source} → {one.target}": one.evaluation.results for one in tables}
-    forest(panels, out / "table2.png", strong={one.name for one in configurations})
-    return tables
-
-
-def to_markdown(tables: Sequence[Table2], *, quick: bool = False) -> str:
-    """All directions, what each configuration is, and how to read it."""
-    warning = ["**--quick: hardly taught, on a few scenes. These numbers show that it runs and mean nothing.**"]
-    told = [f"- {one.name}: {one.says}." for one in CONFIGURATIONS]
-    parts = [*(warning if quick else []), *(one.to_markdown().rstrip() for one in tables), "\n".join(told)]
-    return "\n\n".join([*parts, "\n".join(f"- {remark}" for remark in REMARKS)]) + "\n"
-
-
-def to_csv(tables: Sequence[Table2]) -> str:
-    """One line for each direction, configuration and seed."""
-    buffer = io.StringIO(newline="")
-    table = csv.writer(buffer, lineterminator="\n")
-    table.writerow(["source", "target", "configuration", "seed", "folds", "images", "srocc"])
-    for one in tables:
-        for run in one.runs:
-            value = one.srocc_of(run)
-            known = sum(v is not None for v in run.predictions)
-            table.writerow([
-                run.source, run.target, run.configuration, run.seed, one.folds, known,
-                "" if value is None else f"{value:.4f}",
-            ])  # fmt: skip
-    return buffer.getvalue()
+    return Table2(*names, evaluation, runs, k, seeds, stopped, made[0].mapped if MAPPED in finished else None)
 
 
 _Todo = tuple[int, Fold, Manifest, Manifest, int, Path, PretrainConfig, tuple[Configuration, ...]]
 
 
-def _fold_of(todo: _Todo) -> dict[tuple[str, int, int], float]:
-    """All runs of one fold: 0..1 by configuration, seed and place in the target's rows. On one thread."""
+class _Made(NamedTuple):
+    """A fold: 0..1 by configuration, seed and place in the target's rows; what was stopped, with its message."""
+
+    values: dict[tuple[str, int, int], float]
+    stopped: dict[str, str]
+    mapped: Mapped | None
+
+
+def _fold_of(todo: _Todo) -> _Made:
+    """All runs of one fold, on one thread."""
     number, fold, source, target, seeds, folder, pretraining, configurations = todo
     torch.set_num_threads(1)
     rows = _joint(source, target)
@@ -307,17 +270,85 @@ def _fold_of(todo: _Todo) -> dict[tuple[str, int, int], float]:
         "source": replace(source, rows=tuple(row for row in source.rows if row.path in allowed)),
         "target": replace(target, rows=tuple(row for row in target.rows if row.path in allowed)),
     }
-    places = [
-        i for i, row in enumerate(target.rows) if row.path not in allowed and row.judged and row.score is not None
-    ]
+    places = _held_out(target, allowed)
     test = [target.rows[i] for i in places]
-    found = {}
+    direction = here / f"{_domain(source)}-to-{_domain(target)}"
+    values: dict[tuple[str, int, int], float] = {}
+    stopped: dict[str, str] = {}
     for one in configurations:
         for seed in range(seeds):
-            run = here / f"{_domain(source)}-to-{_domain(target)}" / one.name.replace(" ", "-") / f"seed-{seed}"
-            values = transfer(sides, test, one.recipe, towers, seed=seed, folder=run, cache=cache)
-            found.update({(one.name, seed, place): value for place, value in zip(places, values, strict=True)})
-    return found
+            run = direction / folder_of(one.name) / f"seed-{seed}"
+            try:
+                found = transfer(sides, test, one.recipe, towers, seed=seed, folder=run, cache=cache)
+            except TrainingError as error:
+                stopped[one.name] = f"fold {number}, seed {seed}: {error}"
+                break
+            values.update({(one.name, seed, place): value for place, value in zip(places, found, strict=True)})
+    mapped = None
+    if number == 0 and any(one.name == MAPPED for one in configurations) and MAPPED not in stopped:
+        shown = [source.rows[i] for i in _held_out(source, allowed)], test
+        mapped = _mapped(sides, shown, cache, direction / folder_of(MAPPED) / "seed-0" / "opinions")
+    return _Made(values, stopped, mapped)
+
+
+def folder_of(configuration: str) -> str:
+    """The folder of a configuration's runs, inside its direction's."""
+    return configuration.replace(" ", "-")
+
+
+def _held_out(manifest: Manifest, allowed: Collection[Path]) -> list[int]:
+    """The judged rows of scenes that are not trained on."""
+    rows = enumerate(manifest.rows)
+    return [i for i, row in rows if row.path not in allowed and row.judged and row.score is not None]
+
+
+def _mapped(sides: Mapping[Side, Manifest], shown: tuple[Sequence[Row], ...], cache: Cache, run: Path) -> Mapped:
+    """Features of held-out images of both sides, as the heads of source-only and those of a run meet them."""
+    own = {side: mean_and_sd([cache(row.path) for row in manifest.rows]) for side, manifest in sides.items()}
+    shared = mean_and_sd([cache(row.path) for row in sides["source"].rows if row.score is not None])
+    kept = safetensors.torch.load_file(run / "checkpoint.safetensors")
+    neck = Neck(len(shared[0]))
+    prefix = "module.neck."
+    neck.load_state_dict({name.removeprefix(prefix): value for name, value in kept.items() if name.startswith(prefix)})
+    before, after, quality = {}, {}, {}
+    with torch.inference_mode():
+        for (side, manifest), rows in zip(sides.items(), shown, strict=True):
+            means_ND = torch.stack([cache(row.path).mean(0) for row in rows])
+            domain = _domain(manifest)
+            before[domain] = ((means_ND - shared[0]) / shared[1]).double().numpy()
+            after[domain] = neck((means_ND - own[side][0]) / own[side][1]).double().numpy()
+            quality[domain] = _scores(rows, manifest)
+    by_domain = sorted(quality)
+    return Mapped(*({domain: found[domain] for domain in by_domain} for found in (before, after, quality)))
+
+
+def _of_texture(
+    source: Manifest, target: Manifest, divided: Sequence[Fold], textures: Mapping[Path, Floats], by_domain: bool
+) -> Values:
+    """Out-of-fold predictions of a ridge regression, on the target's scale, by row of the target."""
+    joint = _joint(source, target)
+    found: list[float | None] = [None] * len(target.rows)
+    for fold in divided:
+        allowed = {joint[i].path for i in fold.train}
+        own = [row for row in source.rows if row.path in allowed]
+        scored = [row for row in own if row.score is not None]
+        standard = _textures(own, textures)
+        weights, offset = fit_ridge(standardised(_textures(scored, textures), standard), _scores(scored, source))
+        if by_domain:
+            standard = _textures([row for row in target.rows if row.path in allowed], textures)
+        places = _held_out(target, allowed)
+        values = standardised(_textures([target.rows[i] for i in places], textures), standard) @ weights + offset
+        for place, value in zip(places, values, strict=True):
+            found[place] = on_scale(float(value), target.scale)
+    return tuple(found)
+
+
+def _textures(rows: Sequence[Row], textures: Mapping[Path, Floats]) -> Floats:
+    return np.stack([textures[row.path] for row in rows])
+
+
+def _scores(rows: Sequence[Row], manifest: Manifest) -> Floats:
+    return np.array([normalised(row.score, manifest.scale) for row in rows if row.score is not None])
 
 
 def _joint(source: Manifest, target: Manifest) -> tuple[Row, ...]:
@@ -336,16 +367,3 @@ def _domain(manifest: Manifest) -> str:
             f"{manifest.path or 'manifest'} has the domains {', '.join(domains) or 'none'}: wanted is one a manifest"
         )
     return domains[0]
-
-
-_QUICK = replace(TWO_STAGES, steps=6, then=None, images_per_step=8)
-
-
-def _fewer(manifest: Manifest, scenes: int = 4) -> Manifest:
-    kept = sorted({row.scene for row in manifest.rows})[:scenes]
-    return replace(manifest, rows=tuple(row for row in manifest.rows if row.scene in kept))
-
-
-def _hurried(one: Configuration) -> Configuration:
-    teaching = replace(one.recipe.teaching, epochs=2, windows_per_image=16)
-    return replace(one, recipe=replace(one.recipe, teaching=teaching))

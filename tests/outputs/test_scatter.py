@@ -38,3 +38,16 @@ def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtra, match=r"a scatter plot needs matplotlib: pip install 'saqm\[plot\]'"):
         scatter(evaluation("ct"), tmp_path / "x.png")
+
+
+def test_a_reader_s_error_is_a_band_around_the_diagonal(tmp_path: Path) -> None:
+    made = evaluation("ct")
+    for name, error in (("none", {}), ("half", {"ct": 0.5}), ("one", {"ct": 1.0}), ("other", {"mr": 1.0})):
+        scatter(made, tmp_path / f"{name}.png", of_one_reader=error)
+    band = 0.9 * 255  # the grey of the band
+    shares = {}
+    for path in tmp_path.glob("*.png"):
+        grey = np.asarray(Image.open(path).convert("RGB"), float)
+        shares[path.stem] = float((np.abs(grey - band).max(-1) < 1.5).mean())
+    assert shares["none"] == shares["other"] < 0.01
+    assert shares["one"] > 1.5 * shares["half"] > 0.05

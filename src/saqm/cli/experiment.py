@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,6 @@ from saqm.cli.terminal import (
     AsJson,
     ModelOption,
     from_training,
-    print_json,
     stages,
 )
 
@@ -33,7 +31,9 @@ def experiment_table2(
     as_json: AsJson = False,
 ) -> None:
     """Measure the paper's four configurations, and controls, from one domain to another on scene-disjoint folds."""
-    table2_command, to_markdown = from_training("table2", "table2_command"), from_training("table2", "to_markdown")
+    table2_command, to_markdown, to_json = (
+        from_training("table2_report", name) for name in ("table2_command", "to_markdown", "to_json")
+    )
     with stages() as on_step:
         result = table2_command(
             source,
@@ -47,7 +47,7 @@ def experiment_table2(
             on_step=on_step,
         )
     if as_json:
-        print_json([json.loads(table.evaluation.to_json()) for table in result])
+        typer.echo(to_json(result), nl=False)
     else:
         typer.echo(to_markdown(result, quick=quick), nl=False)
 

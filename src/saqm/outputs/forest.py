@@ -27,11 +27,15 @@ def forest(results: Mapping[str, Sequence[Result]], path: str | Path, *, strong:
     except ImportError as error:
         raise MissingExtra("matplotlib", "plot", "a plot of correlations") from error
 
-    rows = max(map(len, results.values()))
-    figure = Figure(figsize=(6.4 * len(results), 0.34 * rows + 1.2), layout="constrained")
+    shown = {domain: [line for line in lines if line.srocc is not None] for domain, lines in results.items()}
+    rows = max(map(len, shown.values()))
+    alike = len({tuple(line.name for line in lines) for lines in shown.values()}) == 1  # then named once, at the left
+    width = 3.2 + 3.4 * len(results) if alike else 6.4 * len(results)
+    figure = Figure(figsize=(width, 0.3 * rows + 1.2), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (domain, lines) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
-        known = [line for line in lines if line.srocc is not None]
+    for axes, (domain, known) in zip(
+        figure.subplots(1, len(results), squeeze=False, sharey=alike)[0], shown.items(), strict=True
+    ):
         for place, line in enumerate(known):
             colour = _STRONG if line.name in strong else _WEAK
             for interval, width in ((line.srocc_interval_methods, 1.0), (line.srocc_interval, 3.0)):
