@@ -502,3 +502,13 @@ def test_files_are_verified_by_name(toy_model: Path, niqe_file: Path) -> None:
         file_sha256(f"niqe:{niqe_file}")
     with pytest.raises(ModelFileError, match="biqaa: has no parameters, so there is no file to verify"):
         file_sha256("biqaa")
+
+
+def test_a_score_says_what_looks_wrong(scorer: ModelScorer):
+    rng = np.random.default_rng(0)
+    smooth = np.add.outer(np.linspace(60, 160, 128), np.linspace(0, 40, 128))
+    noisy = smooth + 25 * rng.standard_normal((128, 128))
+    clean, spoilt = (score(slice_of(np.clip(grey, 0, 255) / 255), scorer) for grey in (smooth, noisy))
+    assert "noise" in [one["name"] for one in spoilt.findings]
+    assert "noise" not in [one["name"] for one in clean.findings]
+    assert json.loads(json.dumps(spoilt.to_record()))["findings"][0]["code"]["scheme"] == "DCM"

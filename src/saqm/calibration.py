@@ -13,7 +13,6 @@ from typing import Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage, optimize
 
 from saqm.errors import SaqmError
 from saqm.image import Image
@@ -83,6 +82,8 @@ def fit_score_map(raw: ArrayLike, opinions: ArrayLike, start: ScoreMap, *, knots
     In least squares, drawn to `start` as by STEADY images, and nowhere flatter than LEAST_SLOPE of it. Knots lie at
     quantiles of `raw`. Raises SaqmError where there are too few images, or all opinions or outputs are equal.
     """
+    from scipy import optimize
+
     x, y = _pairs(raw, opinions)
     if knots is None:
         knots = 6 if len(x) >= FULL_KNOTS else 3
@@ -194,6 +195,8 @@ def fit_interval(
     (Mondrian conformal prediction, Vovk et al. 2005, section 4.5). Images of a scene are not independent, so the
     promise is measured on kept-out scenes. Raises SaqmError for too few images, of a group too.
     """
+    from scipy import optimize
+
     size, spread = np.abs(np.asarray(errors, np.float64)), np.asarray(spreads, np.float64)
     if not size.any():
         raise SaqmError("every score equals its opinion exactly: these images were taught; give others")
@@ -227,6 +230,8 @@ def picture_statistics(image: Image) -> Floats:
     Of luminance on 0 to 255: percentiles 1, 5, 25, 50, 75, 95, 99; log share of black and of white; skewness of the
     grey levels, of fine detail and of middle detail; mean outside the mask; log sd of fine, middle and coarse detail.
     """
+    from scipy import ndimage
+
     grey, mask = luminance(image).astype(np.float64), image.mask
     smooth, smoother, coarse = (ndimage.gaussian_filter(grey, sigma) for sigma in (1, 3, 8))
     inside, fine, middle = grey[mask], (grey - smooth)[mask], (smooth - smoother)[mask]

@@ -159,6 +159,8 @@ class ModelScorer:
         )
 
     def _score(self, image: Image, judged: _Judged) -> Score:
+        from saqm.findings import findings  # scipy is slow to load
+
         header, source, known = self.header, image.source, self.header.calibration
         seen = _observation(image, judged)
         raw = seen.raw
@@ -186,6 +188,7 @@ class ModelScorer:
             out_of_domain=None
             if likeness is None
             else {"statistic": likeness.statistic, "p": likeness.p, "flag": likeness.flag, "view": likeness.view},
+            findings=findings(image),
             model=self.model,
             preparation=_preparation_record(image, header, judged.stride),
             patches={"used": len(judged.windows), "masked": judged.windows.total - len(judged.windows)},
