@@ -154,6 +154,26 @@ def data_md72(root: Root, out: ManifestOut, partial: Partial = False, as_json: A
     _write_manifest(md72(root, partial=partial), out, as_json)
 
 
+@commands.command("surrogate", epilog="Example: saqm data surrogate photographs/ --out surrogate/")
+def data_surrogate(
+    root: Annotated[Path, typer.Argument(help="Folder of good photographs.")],
+    *,
+    out: Annotated[Path, typer.Option(help="Folder to make: pictures and manifest.csv.")],
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    denoisers: Annotated[
+        str | None, typer.Option(help="By commas, of wavelet, tv, nlm, bilateral, bm3d; without it the first three.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a scored set from photographs: noised, denoised, scored by SSIM. A surrogate, for nobody judged it."""
+    from saqm.datasets import surrogate
+    from saqm.datasets.surrogate import DEFAULT_DENOISERS
+
+    chosen = DEFAULT_DENOISERS if denoisers is None else tuple(denoisers.split(","))
+    made = surrogate(root, out, seed=seed, denoisers=chosen)
+    _report(made, out / "manifest.csv", as_json)
+
+
 def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
@@ -165,6 +185,10 @@ def _write_manifest(manifest: Any, out: Path, as_json: bool) -> None:
     from saqm.manifest import write_manifest
 
     write_manifest(manifest, out)
+    _report(manifest, out, as_json)
+
+
+def _report(manifest: Any, out: Path, as_json: bool) -> None:
     scenes = len({row.scene for row in manifest.rows})
     if as_json:
         print_json({"manifest": str(out), "images": len(manifest.rows), "scenes": scenes})
