@@ -12,9 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import subprocess
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from evidence import SCENE_FOLDS, Study, measure
+from provenance import RESULTS, ROOT, commit, processor
 
 from saqm.adapt import window_statistics
 from saqm.datasets import ct_reader_study
@@ -29,7 +30,7 @@ from saqm.evaluate import ORACLE, READERS_MEAN, Evaluation
 from saqm.experiments import OutOfFold, build, finish_fold, header_for, judge_out_of_fold, save_out_of_fold
 from saqm.export import export_onnx, load_network, save_network
 from saqm.loop import save_curve
-from saqm.manifest import Manifest, folds
+from saqm.manifest import Manifest, Row, folds
 from saqm.modelfile import DEFAULT_MODEL, MODELS, ModelHeader, out_of_fold_path
 from saqm.network import multiply_accumulates
 from saqm.outputs.scatter import scatter
@@ -39,12 +40,9 @@ from saqm.train import read_samples
 
 VERSION = "1.1.0"
 SEED = 0
-SCENE_FOLDS = 4
 CELLS = 3  # scene folds x method folds of the second protocol, of which the diagonal is run:
 DIAGONAL = (0, 4, 8)  # every scene and every denoiser is tested once, at a third of the cost
 STEPS = TWO_STAGES.steps + (TWO_STAGES.then.steps if TWO_STAGES.then else 0)
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 LICENCE = (
     "Apache-2.0. Trained on slices of the MTD-GAN blind reader study (repository licence MIT), whose abdomen part "
     "derives from the AAPM/Mayo low-dose CT challenge; no image is contained or redistributed."
@@ -69,10 +67,12 @@ def run(part: str, study: Path, runs: Path) -> str:
 
     kind, _, number = part.partition("-")
     if kind == "final":
-        final(manifest, runs / part, say)
+        model_of(manifest.rows, manifest, runs / part, DEFAULT_MODEL, say)
     else:
-        fold = folds(manifest, SCENE_FOLDS, SEED) if kind == "scene" else cells(manifest)
-        finish_fold(manifest, fold[int(number)], TARGET_ONLY, TWO_STAGES, seed=SEED, folder=runs / part, on_step=say)
+        fold = (folds(manifest, SCENE_FOLDS, SEED) if kind == "scene" else cells(manifest))[int(number)]
+        finish_fold(manifest, fold, TARGET_ONLY, TWO_STAGES, seed=SEED, folder=runs / part, on_step=say)
+        if kind == "scene":
+            model_of([manifest.rows[i] for i in fold.train], manifest, runs / part, "model", say)
     return f"{part} in {time.time() - began:.0f} s"
 
 
@@ -80,14 +80,14 @@ def cells(manifest: Manifest) -> Any:
     return folds(manifest, CELLS, SEED, by=("scene", "method"))
 
 
-def final(manifest: Manifest, folder: Path, say: Any) -> None:
-    """The model of all scenes, its header still without results."""
-    path = folder / f"{DEFAULT_MODEL}.safetensors"
+def model_of(rows: Sequence[Row], manifest: Manifest, folder: Path, name: str, say: Any) -> None:
+    """The model of some scenes, FOLDER/NAME.safetensors; its header still without results and calibration."""
+    path = folder / f"{name}.safetensors"
     if path.is_file():
         return
-    network, log = build(manifest.rows, manifest, TARGET_ONLY, TWO_STAGES, seed=SEED, folder=folder, on_step=say)
+    network, log = build(rows, manifest, TARGET_ONLY, TWO_STAGES, seed=SEED, folder=folder, on_step=say)
     save_curve(log, folder / "curve.png", keys=("loss", "opinion", "order", "ladders"))
-    images = [sample.image for sample in read_samples(manifest, manifest.rows)]
+    images = [sample.image for sample in read_samples(manifest, rows)]
     header = header_for(
         network, TARGET_ONLY, {"ct_reader_study": manifest}, images,
         name=DEFAULT_MODEL, version=VERSION, seed=SEED, steps=STEPS + len(log),
@@ -101,11 +101,6 @@ def record_seconds(runs: Path) -> float:
     """Seconds of all training steps that the logs record, whatever was interrupted in between."""
     logs = [line for log in runs.rglob("log.jsonl") for line in log.read_text(encoding="utf-8").splitlines()]
     return sum(float(json.loads(line)["seconds"]) for line in logs)
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 def out_of_fold(manifest: Manifest, divided: Any, kind: str, runs: Path) -> OutOfFold:
@@ -122,8 +117,9 @@ def out_of_fold(manifest: Manifest, divided: Any, kind: str, runs: Path) -> OutO
 def package(study: Path, runs: Path, seconds: float) -> None:
     """Judge the folds, write results, model files and card."""
     manifest = ct_reader_study(study)
+    seen = Study(manifest, SCENE_FOLDS, runs, DEFAULT_MODEL)
     made = {
-        "scenes": out_of_fold(manifest, folds(manifest, SCENE_FOLDS, SEED), "scene", runs),
+        "scenes": OutOfFold(SEED, seen.fold_of, seen.scores()),
         "scenes_and_methods": out_of_fold(manifest, cells(manifest), "cell", runs),
     }
     judged = {
@@ -152,13 +148,14 @@ def package(study: Path, runs: Path, seconds: float) -> None:
     (RESULTS / "default.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     network, header = load_network(runs / "final" / f"{DEFAULT_MODEL}.safetensors")
     results = {name: shortly(evaluation) for name, evaluation in judged.items()}
-    full = ModelHeader.model_validate(
-        {**header.model_dump(), "card": SUMMARY, "training": {**header.training.model_dump(), "results": results}}
-    )
+    training = header.training.model_copy(update={"results": results})
+    calibration = seen.calibration()
+    full = header.model_copy(update={"card": SUMMARY, "training": training, "calibration": calibration})
     save_network(network, full, MODELS / f"{DEFAULT_MODEL}.safetensors")
     export_onnx(network, full, MODELS / f"{DEFAULT_MODEL}.onnx")
     save_out_of_fold(manifest, [made["scenes"]], out_of_fold_path(MODELS / f"{DEFAULT_MODEL}.onnx"))
-    (MODELS / f"{DEFAULT_MODEL}.md").write_text(card(full, judged, record), encoding="utf-8")
+    evidence = measure(seen, calibration, study.parent, runs)
+    (MODELS / f"{DEFAULT_MODEL}.md").write_text(card(full, judged, record, evidence), encoding="utf-8")
     fill(ROOT / "README.md", brief_table(judged, record))
     parts = (f"### New scenes\n\n{judged['scenes'].to_markdown()}", "![scatter](images/default_scenes.png)\n")
     more = f"### New scenes and new denoisers\n\n{judged['scenes_and_methods'].to_markdown()}"
@@ -225,15 +222,7 @@ def shortly(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def card(header: ModelHeader, judged: dict[str, Evaluation], record: dict[str, Any]) -> str:
+def card(header: ModelHeader, judged: dict[str, Evaluation], record: dict[str, Any], evidence: str) -> str:
     """The model card, from the template beside this file."""
     size = (MODELS / f"{DEFAULT_MODEL}.onnx").stat().st_size / 1e6
     template = (Path(__file__).parent / "default_card.md").read_text(encoding="utf-8")
@@ -244,6 +233,7 @@ def card(header: ModelHeader, judged: dict[str, Evaluation], record: dict[str, A
         licence=header.licence,
         scenes=judged["scenes"].to_markdown(),
         cells=judged["scenes_and_methods"].to_markdown(),
+        evidence=evidence,
         commit=record["commit"],
         machine=record["machine"],
         minutes=round(record["seconds"] / 60),
