@@ -38,12 +38,14 @@ from saqm.calibration import (
 from saqm.datasets import ct_reader_study
 from saqm.engine import load_engine
 from saqm.errors import SaqmError
+from saqm.evaluate import evaluate_predictions
 from saqm.image import Image, from_array, read_frames, read_image
 from saqm.manifest import Manifest, folds, normalised
 from saqm.modelfile import DEFAULT_MODEL, Calibration, Familiar, ScoreMap
 from saqm.patches import luminance
 from saqm.scorer import ModelScorer
 from saqm.statistics import rmse
+from saqm.threshold import choose_thresholds
 from saqm.writing import replacing
 
 SCENE_FOLDS = 4  # those of `make train-default`
@@ -262,6 +264,26 @@ def domain_table(calibration: Calibration, study: Study, others: dict[str, Obser
     return made
 
 
+def threshold_table(study: Study) -> list[dict[str, Any]]:
+    """What a cut-off costs, for images that the readers called worse than the middle of their scale."""
+    manifest = study.manifest
+    scale = manifest.scale
+    assert scale is not None
+    middle = (scale.low + scale.high) / 2
+    shares = study.scores()
+    values = [scale.low + (scale.high - scale.low) * shares[i] for i in range(len(study.rows))]
+    evaluation = evaluate_predictions(study.rows, values, seed=0, replicates=200)
+    made = []
+    for miss in (0.05, 0.1, 0.2):
+        choice = choose_thresholds(evaluation, scale, bad_below=middle, miss_at_most=miss, seed=0)
+        made.append({
+            "miss_at_most": miss, "bad_below": middle, "pass_at": choice.pass_at, "workload": str(choice.reviewed),
+            "missed": str(choice.missed), "passed_good": str(choice.passed_good),
+            "auc": choice.auc, "auc_interval": choice.auc_interval,
+        })  # fmt: skip
+    return made
+
+
 def clopper_pearson(hits: int, count: int) -> tuple[float, float]:
     from scipy.stats import binomtest
 
@@ -284,6 +306,7 @@ def measure(study: Study, calibration: Calibration, shared: Path, runs: Path) ->
         "command": "make evidence", "commit": commit(), "machine": processor(),
         "coverage": coverage_table(study),
         "domain": domain_table(calibration, study, others),
+        "thresholds": threshold_table(study),
         "reliability": reliability(scores, opinions),
         "reliability_straight": reliability(100 * raw, opinions),
         "rmse": {"calibrated": rmse(scores, opinions), "straight": rmse(100 * raw, opinions)},
@@ -291,7 +314,58 @@ def measure(study: Study, calibration: Calibration, shared: Path, runs: Path) ->
     text = to_markdown(record)
     (RESULTS / "evidence.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "evidence.md").write_text(text, encoding="utf-8")
+    fill(ROOT / "docs" / "trust.md", "evidence", text)
+    draw(study, calibration, others, ROOT / "docs" / "images" / "evidence.png")
     return text
+
+
+def draw(study: Study, calibration: Calibration, others: dict[str, Observed], path: Path) -> None:
+    """Reliability with intervals of images kept out, and how far each kind of image lies from what the model knows."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    raw, opinions, spreads, scenes = study.of_judged()
+    scores = np.clip(cross_fitted(raw, opinions, scenes, STRAIGHT), 0, 100)
+    domains = np.array([study.domains[i] for i in study.judged])
+    inside, width = held(raw, opinions, spreads, scenes, STRAIGHT, groups=domains.tolist())
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.35))
+    for name, colour in zip(sorted(set(domains)), ("#0072b2", "#d55e00"), strict=True):
+        which = domains == name
+        share = f"{name.removeprefix('ct-')}: {inside[which].mean():.0%} inside"
+        left.errorbar(scores[which], opinions[which], xerr=width[which] / 2, fmt="none", color=colour, alpha=0.12)
+        left.plot(scores[which], opinions[which], "o", color=colour, markersize=3, label=share)
+    bins = reliability(scores, opinions)
+    left.plot([b["score"] for b in bins], [b["opinion"] for b in bins], "ks-", markersize=5, label="mean of a fifth")
+    left.plot((0, 100), (0, 100), color="0.6", linewidth=1, zorder=0)
+    left.set(xlim=(0, 100), ylim=(0, 100), xlabel="score, with its 90 % interval", ylabel="opinion of the readers")
+    left.legend(frameon=False, loc="upper left")
+    kinds = {"study, scenes kept out": [one.statistic for one in study.flagged_kept_out().values()]}
+    for kind, seen in others.items():
+        kinds[kind] = [familiarity(calibration.familiar, one.views).statistic for one in seen.values()]
+    rng = np.random.default_rng(0)
+    for place, values in enumerate(kinds.values()):
+        colour = "#009e73" if place == 0 else "0.35"
+        right.plot(values, place + rng.uniform(-0.25, 0.25, len(values)), ".", color=colour, markersize=3)
+    right.axvline(1, color="k", linewidth=1)
+    right.set_xscale("log")
+    right.set_yticks(range(len(kinds)), list(kinds))
+    right.set_ylim(len(kinds) - 0.4, -0.6)
+    right.set_xlabel("distance from what the model knows; beyond the line: flagged")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(exist_ok=True)
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=110, metadata={"Software": None})
+
+
+def fill(page: Path, mark: str, text: str) -> None:
+    """Put measured results between a page's markers."""
+    before, rest = page.read_text(encoding="utf-8").split(f"<!-- {mark}:begin -->", 1)
+    after = rest.split(f"<!-- {mark}:end -->", 1)[1]
+    marked = f"{before}<!-- {mark}:begin -->\n{text.strip()}\n<!-- {mark}:end -->{after}"
+    page.write_text(marked, encoding="utf-8")
 
 
 def main() -> None:
@@ -317,14 +391,28 @@ def to_markdown(record: dict[str, Any]) -> str:
     for one in record["domain"]:
         area = f"{one['auroc']:.3f}" if "auroc" in one else ""
         lines.append(f"| {one['kind']} | {one['n']} | {one['flagged']:.1%} | {area} |")
+    first = record["thresholds"][0]
+    lines += [
+        "",
+        f"| bad (opinion below {first['bad_below']:g}) missed at most | pass at | not passed | bad and passed "
+        "| good and passed |",
+        "| ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for one in record["thresholds"]:
+        lines.append(
+            f"| {one['miss_at_most']:.0%} | {one['pass_at']:g} | {one['workload']} | {one['missed']} "
+            f"| {one['passed_good']} |"
+        )
     lines += ["", "| a fifth of the judged images, by score | n | mean score | mean opinion | sd of opinions |"]
     lines += ["| --- | ---: | ---: | ---: | ---: |"]
     for number, one in enumerate(record["reliability"]):
         lines.append(f"| {number + 1} | {one['n']} | {one['score']:.0f} | {one['opinion']:.0f} | {one['sd']:.0f} |")
     found = record["rmse"]
     organ = record["domain"][0]["organ_known"]
+    low, high = first["auc_interval"]
     lines.append(
-        f"\nThe interval is as wide as its organ needs; {organ:.1%} of the kept-out images lie nearest to their own. "
+        f"\nAUC of good against bad {first['auc']:.2f} [{low:.2f}, {high:.2f}]. "
+        f"The interval is as wide as its organ needs; {organ:.1%} of the kept-out images lie nearest to their own. "
         f"RMSE out of fold: {found['calibrated']:.1f} points; {found['straight']:.1f} without the map. "
         "Everything above is of scenes that neither the weights nor the calibration had met."
     )

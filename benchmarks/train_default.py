@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evidence import SCENE_FOLDS, Study, measure
+from evidence import SCENE_FOLDS, Study, fill, measure
 from provenance import RESULTS, ROOT, commit, processor
 
 from saqm.adapt import window_statistics
@@ -156,19 +156,11 @@ def package(study: Path, runs: Path, seconds: float) -> None:
     save_out_of_fold(manifest, [made["scenes"]], out_of_fold_path(MODELS / f"{DEFAULT_MODEL}.onnx"))
     evidence = measure(seen, calibration, study.parent, runs)
     (MODELS / f"{DEFAULT_MODEL}.md").write_text(card(full, judged, record, evidence), encoding="utf-8")
-    fill(ROOT / "README.md", brief_table(judged, record))
+    fill(ROOT / "README.md", "results", brief_table(judged, record))
     parts = (f"### New scenes\n\n{judged['scenes'].to_markdown()}", "![scatter](images/default_scenes.png)\n")
     more = f"### New scenes and new denoisers\n\n{judged['scenes_and_methods'].to_markdown()}"
-    fill(ROOT / "docs" / "method.md", "\n".join([*parts, more]))
-    fill(ROOT / "docs" / "models.md", accuracy_table(judged["scenes"], full))
-
-
-def fill(page: Path, text: str) -> None:
-    """Put measured results between a page's markers."""
-    before, rest = page.read_text(encoding="utf-8").split("<!-- results:begin -->", 1)
-    after = rest.split("<!-- results:end -->", 1)[1]
-    marked = f"{before}<!-- results:begin -->\n{text.strip()}\n<!-- results:end -->{after}"
-    page.write_text(marked, encoding="utf-8")
+    fill(ROOT / "docs" / "method.md", "results", "\n".join([*parts, more]))
+    fill(ROOT / "docs" / "models.md", "results", accuracy_table(judged["scenes"], full))
 
 
 def brief_table(judged: dict[str, Evaluation], record: dict[str, Any]) -> str:
