@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export SAQM_SHARED ?= ../shared
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check format format-check lint types docs docs-check train-default fit-metrics laws table2 table3 signs ceilings benchmark-metrics benchmark clean
+.PHONY: help env demo test check format format-check lint types docs docs-check train-default fit-metrics laws table2 table3 ablations evidence signs ceilings natural findings benchmark-metrics benchmark clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,18 +63,32 @@ table3: env ## the metrics beside the model on the study: benchmarks/results/tab
 	$(BIN)/saqm data ct-reader-study $(SAQM_SHARED)/data/ct_reader_study --out runs/study.csv
 	$(BIN)/saqm experiment table3 --manifest runs/study.csv --folds 4 --out benchmarks/results
 
-table2: env ## the paper's configurations between the study's two organs: benchmarks/results/table2.* (long)
+table2: env ## the paper's configurations between the study's two organs: benchmarks/results/table2*, docs/images (long)
 	mkdir -p runs
 	$(BIN)/saqm data ct-reader-study $(SAQM_SHARED)/data/ct_reader_study --organ abdomen --out runs/abdomen.csv
 	$(BIN)/saqm data ct-reader-study $(SAQM_SHARED)/data/ct_reader_study --organ brain --out runs/brain.csv
 	$(BIN)/saqm experiment table2 --source runs/abdomen.csv --target runs/brain.csv --both --jobs 2 --out runs/table2
 	cp runs/table2/table2.md runs/table2/table2.json runs/table2/table2_runs.csv runs/table2/table2.png benchmarks/results/
+	cp runs/table2/table2_*.png docs/images/
+	$(BIN)/python docs/generate_table2.py
+
+ablations: env ## which parts of the paper's system matter: benchmarks/results/ablations.* (after table2; hours)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ablations.py --jobs 2
+
+evidence: env ## coverage of the intervals, what is flagged, reliability: on scenes kept out (after train-default)
+	$(BIN)/python benchmarks/evidence.py
 
 signs: env ## which label-free sign would have told good adaptations from bad, over the runs of table2
 	$(BIN)/python benchmarks/signs.py
 
 ceilings: env ## what the study allows: denoisers' means, hand-made statistics, the twin at hand
 	$(BIN)/python benchmarks/ceilings.py
+
+natural: env ## photographs as the source, on to CT and to ultrasound: benchmarks/results/natural.* (long)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/natural.py --jobs 2
+
+findings: env ## where the thresholds of the findings come from, and how often each is right: docs/findings.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/findings.py
 
 benchmark-metrics: env ## time the metrics beside other libraries (their install lines stand in the script)
 	$(BIN)/python benchmarks/metrics.py $(if $(PEERS),--peers $(PEERS))

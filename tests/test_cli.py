@@ -97,9 +97,10 @@ def commands() -> list[list[str]]:
 def test_every_command_of_the_contract_is_there() -> None:
     names = {" ".join(command) for command in commands()}
     assert names == {
-        "score", "inspect", "train", "pretrain", "adapt", "evaluate", "export", "fit",
+        "score", "inspect", "train", "pretrain", "adapt", "evaluate", "calibrate", "export", "fit",
+        "rate", "agreement", "gate", "threshold", "compare", "report",
         "data folder", "data ct-reader-study", "data tid2013", "data kadid10k", "data koniq10k", "data live",
-        "data csiq", "data ldctiqac2023", "data md72", "models list", "models show", "models verify",
+        "data csiq", "data ldctiqac2023", "data md72", "data surrogate", "models list", "models show", "models verify",
         "experiment table2", "experiment table3",
     }  # fmt: skip
 
@@ -138,8 +139,23 @@ def test_json_has_the_whole_record(saqm: Saqm, ct: Path, toy_model: Path) -> Non
 def test_the_table_can_be_asked_for(saqm: Saqm, ct: Path, toy_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ct.parent)  # a short name is not broken over lines
     ran = saqm("score", ct.name, "--model", toy_model, "--format", "table")
-    assert "judged" in ran.out.splitlines()[0]
-    assert "CT_small.dcm" in ran.out
+    assert ran.out.splitlines()[0].split() == ["file", "score"]
+    assert re.match(r"CT_small\.dcm  [█▏▎▍▌▋▊▉·]{10}  +\d+\.\d", ran.out.splitlines()[1])
+
+
+def test_a_long_run_shows_what_it_has_come_to(
+    saqm: Saqm, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        save_picture(tmp_path / f"{number}.png", number)
+    (tmp_path / "3.png").write_bytes(b"")
+    piped = saqm("score", tmp_path, "--model", toy_model)
+    assert piped.err == "3 scored, 1 not scored, median 50.9\n"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    shown = saqm("score", tmp_path, "--model", toy_model)
+    assert shown.out == piped.out
+    assert shown.err.endswith(piped.err)
+    assert "4/4" in shown.err
 
 
 def test_the_window_and_mask_asked_for_are_those_recorded(saqm: Saqm, ct: Path, toy_model: Path) -> None:
@@ -209,6 +225,20 @@ def test_maps_are_saved_in_the_folder_asked_for(saqm: Saqm, ct: Path, toy_model:
     (picture,) = (tmp_path / "deep" / "maps").iterdir()
     assert picture.name.startswith("CT_small.dcm.")
     assert side_of(picture) >= 512
+
+
+def test_a_finer_map_as_numbers_and_as_nifti(saqm: Saqm, ct: Path, toy_model: Path, tmp_path: Path) -> None:
+    asked = ("--map", tmp_path / "maps", "--map-format", "npy,nii", "--map-stride", 16)
+    plain = saqm("score", ct, "--model", toy_model)
+    assert saqm("score", ct, "--model", toy_model, *asked).out == plain.out
+    made = sorted(path.name.partition(".dcm.")[2][8:] for path in (tmp_path / "maps").iterdir())
+    assert made == [".nii.gz", ".npy", ".weight.nii.gz", ".weight.npy"]
+
+
+def test_strict_is_refused_where_the_model_cannot_tell(saqm: Saqm, ct: Path, toy_model: Path) -> None:
+    ran = saqm("score", ct, "--model", toy_model, "--strict")
+    assert (ran.code, ran.out) == (2, "")
+    assert "strict: toy cannot tell which images are unlike those it knows" in ran.err
 
 
 def test_frames_of_a_cine_are_rows_or_one_is_chosen(saqm: Saqm, toy_model: Path) -> None:
@@ -486,6 +516,9 @@ def test_a_newer_model_format_and_a_foreign_graph_are_refused(
         (["--window", "40", "0"], "the width must be above 0"),
         (["--json", "--format", "csv"], "choose one"),
         (["--resume"], "name it with --out"),
+        (["--map-stride", "8"], "name its folder with --map"),
+        (["--map", "m", "--map-format", "png,jpg"], "--map-format png,jpg: png, npy, nii, each at most once"),
+        (["--map", "m", "--map-format", "png,png"], "each at most once"),
         (["--out", "x.csv", "--json"], "decides its format"),
         (["--jobs", "0"], "greater than or equal to 1"),
         (["--out", "scores.xlsx"], "cannot tell the format"),
@@ -560,6 +593,21 @@ def test_inspect_tells_each_step_and_draws_the_mask(saqm: Saqm, ct: Path, tmp_pa
     described = json.loads(saqm("inspect", ct, "--json").out)
     assert described["modality"] == "CT"
     assert sum(described["histogram"]) == round(described["judged_share"] * 128 * 128)
+
+
+def test_inspect_draws_what_a_window_attends_to(
+    saqm: Saqm, ct: Path, toy_model: Path, trainable: Path, tmp_path: Path
+) -> None:
+    assert trainable.with_suffix(".onnx") == toy_model
+    asked = ("inspect", ct, "--attention", 70, 60, "--model", toy_model)
+    ran = saqm(*asked, "--png", tmp_path / "attention.png")
+    assert ran.code == 0
+    with pillow.open(tmp_path / "attention.png") as drawn:
+        assert drawn.width > 3 * 512 > drawn.height
+    for arguments in (asked, ("inspect", ct, "--model", toy_model)):
+        ran = saqm(*arguments)
+        assert ran.code == 2
+        assert "go together" in re.sub(r"[\s│]+", " ", ran.err)
 
 
 def test_inspect_of_a_broken_file_is_refused(saqm: Saqm, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from saqm import __version__
-from saqm.cli import data, evaluating, experiment, models, scoring, teaching
+from saqm.cli import acting, data, evaluating, experiment, models, rating, reporting, scoring, teaching
 from saqm.cli.terminal import say
 from saqm.errors import SaqmError
 
@@ -24,7 +24,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(scoring.commands)
+app.add_typer(reporting.commands)
 app.add_typer(evaluating.commands)
+app.add_typer(acting.commands)
+app.add_typer(rating.commands)
 app.add_typer(teaching.commands)
 app.add_typer(data.commands, name="data")
 app.add_typer(models.commands, name="models")

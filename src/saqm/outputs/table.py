@@ -167,7 +167,10 @@ def read_records(path: str | Path) -> Iterator[Record]:
             elif form == "jsonl":
                 yield from map(json.loads, stream)
             else:
-                yield from json.load(stream)
+                made = json.load(stream)
+                if not isinstance(made, list):
+                    raise OutputError(f"{path}: not a table of scores: wanted a JSON list of records")
+                yield from made
     except (ValueError, csv.Error) as error:
         raise OutputError(f"{path}: not a table of scores: {error}") from error
     except OSError as error:
