@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import os
 import shutil
 import subprocess
@@ -97,7 +98,7 @@ def test_what_cannot_be_read_is_for_review_and_stands_in_the_list_with_its_reaso
     assert list(rows["fair.png"]) == ["path", "frame", "verdict", "reasons"]
     assert rows["broken.png"]["verdict"] == "review"
     assert "broken.png" in rows["broken.png"]["reasons"]
-    assert rows["fair.png"]["reasons"].endswith("is below 60")
+    assert "is below 60; low-contrast: " in rows["fair.png"]["reasons"]  # why it does not pass, and what looks wrong
     assert saqm(*arguments, "--not-scored", "fail").code == 20
 
 
@@ -158,7 +159,7 @@ def test_results_and_images_are_not_mixed_and_results_not_windowed(saqm: Saqm, f
     save_records([], tmp_path / "scores.csv")
     ran = saqm("gate", tmp_path / "scores.csv", folder, "--pass", 60)
     assert ran.code == 2
-    assert "give one kind or" in ran.err
+    assert "give one kind or" in re.sub(r"[\s│]+", " ", ran.err)  # typer breaks its lines where a path is long
     ran = saqm("gate", tmp_path / "scores.csv", "--pass", 60, "--window", 40, 400)
     assert ran.code == 2
     assert "how images are read was decided" in " ".join(ran.err.replace("│", "").split())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saqm.cli.terminal import now, say, stages
+from saqm.cli.terminal import AsJson, now, print_json, say, stages
 
 if TYPE_CHECKING:
     from saqm.batch import Record
@@ -36,6 +36,7 @@ def report(
         Path | None, typer.Option(help="Group table as MRIQC has it, with a .json beside: .tsv, .csv, .parquet.")
     ] = None,
     timestamp: Annotated[bool, typer.Option("--timestamp", help="Note the time in the report.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a report of scores: one HTML file to look through, search, filter, print and mail.
 
@@ -72,8 +73,12 @@ def report(
             created=now() if timestamp else None,
             on_image=on_picture,
         )
+    sidecar = None if group is None else save_group(rows, group)
+    if as_json:
+        files = {"report": out, "group": group, "sidecar": sidecar}
+        print_json({"rows": len(rows), **{name: None if file is None else str(file) for name, file in files.items()}})
+        return
     if group is not None:
-        sidecar = save_group(rows, group)
         say(f"{group}, {sidecar}")
     say(f"{len(rows)} rows: {out}, {out.stat().st_size / 1e6:.1f} MB")
 
