@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,18 @@ def test_the_report_is_of_scenes_kept_out(toy: ModelScorer, study: Manifest) -> 
     assert "on scenes kept out" in text
     assert "90 % intervals hold all" in text
     assert json.loads(json.dumps(found.to_dict()))["interval"]["images"] == 48
+
+
+def test_the_gate_is_chosen_from_the_same_readers(toy: ModelScorer, tmp_path: Path) -> None:
+    manifest = read_manifest(write_study(tmp_path / "many", 160))
+    found = recalibrate(toy, manifest, bad_below=25, miss_at_most=0.1)
+    chosen = found.header.calibration.gate
+    assert 20 < chosen.pass_at < 60
+    assert "at most 10% of them pass" in chosen.promise
+    assert f"gate: pass at {chosen.pass_at:g}" in found.to_text()
+    assert recalibrate(toy, manifest).header.calibration.gate is None
+    with pytest.raises(SaqmError, match=r"no (image|bad)|none of"):
+        recalibrate(toy, manifest, bad_below=0)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +194,11 @@ def test_the_command_writes_a_model_and_refuses_metrics(
     assert "RMSE" in told
     assert read_header(out).calibration is not None
     assert saqm("biqaa", out)[0] == 2
+    monkeypatch.setattr("sys.argv", ["saqm", "gate", str(tmp_path / "study"), "--model", str(out)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert "carries no cut-off of its own" in re.sub(r"[\s│]+", " ", capsys.readouterr().err)
     code, _, told = saqm(toy_model, tmp_path / "ours.safetensors")
     assert code == 2
     assert "ours.safetensors" in told or "toy" in told

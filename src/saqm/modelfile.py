@@ -163,12 +163,21 @@ class Familiar(_Part):
         return self
 
 
+class Gate(_Part):
+    """Cut-offs on 0 to 100 that were chosen from opinions, and what they promise, in words; `saqm gate` takes them."""
+
+    pass_at: FiniteFloat
+    fail_below: FiniteFloat | None = None
+    promise: str
+
+
 class Calibration(_Part):
     """What makes a raw output a number to act on; fitted on images that the weights were not taught on."""
 
     score: ScoreMap
     interval: Conformal | None = None
     familiar: dict[Literal["picture", "features"], Familiar] = {}  # by what is looked at; none: nothing is flagged
+    gate: Gate | None = None
     fitted_on: dict[str, Sha256]  # manifests
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from saqm.calibration import (
     LEAST_IMAGES,
@@ -28,12 +29,13 @@ from saqm.calibration import (
     reliability,
 )
 from saqm.errors import NotScorable, SaqmError
-from saqm.evaluate import predict_rows
+from saqm.evaluate import evaluate_predictions, predict_rows
 from saqm.image import read_image, sha256_of
-from saqm.manifest import Manifest, Row, normalised
+from saqm.manifest import Manifest, Row, Scale, normalised
 from saqm.modelfile import (
     Calibration,
     Familiar,
+    Gate,
     Group,
     ModelHeader,
     ScoreMap,
@@ -44,8 +46,10 @@ from saqm.modelfile import (
 )
 from saqm.scorer import ModelScorer, in_points
 from saqm.statistics import defined, rmse, srocc
+from saqm.threshold import choose_thresholds
 
 STEADY_SCENES = 8  # below so many the measured coverage says little
+MISSED = 0.1  # share of the bad that the gate lets pass, where nothing else is asked for
 KNOWN_FROM = 60  # own images from which they are made known: p goes down to 2 / 61 then
 FAMILIAR_ENOUGH = 0.1  # share of own images flagged up to which nothing needs to be made known
 
@@ -75,7 +79,7 @@ class Recalibrated:
         """For JSON; the calibration among it."""
         found = {name: getattr(self, name) for name in ("images", "scenes", "srocc", "covered", "width", "flagged")}
         known = self.header.calibration
-        fitted = {} if known is None else known.model_dump(mode="json", include={"score", "interval"})
+        fitted = {} if known is None else known.model_dump(mode="json", include={"score", "interval", "gate"})
         return {
             **found, "rmse_before": self.before, "rmse_after": self.after, "reliability": list(self.reliability),
             "failures": [list(one) for one in self.failures], "remarks": list(self.remarks), **fitted,
@@ -88,6 +92,9 @@ class Recalibrated:
         lines.append(f"RMSE {self.before:.1f} points before, {self.after:.1f} after, on scenes kept out")
         covered = ", ".join(f"{name} {share:.0%}" for name, share in self.covered.items())
         lines.append(f"90 % intervals hold {covered} of the opinions on scenes kept out; {self.width:.0f} points wide")
+        known = self.header.calibration
+        if known is not None and known.gate is not None:
+            lines.append(f"gate: pass at {known.gate.pass_at:g}; {known.gate.promise}")
         if self.flagged is not None:
             lines.append(f"{self.flagged:.0%} of the images are unlike those the model knew")
         lines += ["score  opinion  sd  images"]
@@ -97,12 +104,20 @@ class Recalibrated:
 
 
 def recalibrate(
-    scorer: ModelScorer, manifest: Manifest, *, on_image: Callable[[int, int], None] | None = None
+    scorer: ModelScorer,
+    manifest: Manifest,
+    *,
+    bad_below: float | None = None,
+    miss_at_most: float = MISSED,
+    on_image: Callable[[int, int], None] | None = None,
 ) -> Recalibrated:
     """Fit a model's calibration to the opinions of a manifest; its weights stay as they are.
 
-    Images that the model was trained on are no use here and are left out, with the reason. Raises SaqmError for fewer
-    than LEAST_IMAGES usable images, one scene alone, or opinions that are all equal; ManifestError without a scale.
+    bad_below: an opinion worse than this, on the manifest's scale, is bad: then the gate's cut-off is chosen as well,
+    so that no more than a share `miss_at_most` of the bad passes (`saqm.threshold`); else the gate that there was goes,
+    for it was of other scores. Images that the model was trained on are no use here and are left out, with the reason.
+    Raises SaqmError for fewer than LEAST_IMAGES usable images, one scene alone, or opinions that are all equal;
+    ManifestError without a scale; as `choose_thresholds` where a promise takes more bad images than there are.
     """
     rows = [row for row in manifest.rows if row.score is not None and row.judged]
     seen, failures = _observed(scorer, rows, on_image)
@@ -131,6 +146,7 @@ def recalibrate(
         score=curve,
         interval=conformal,
         familiar=familiar,
+        gate=None if bad_below is None else _gate(used, scores, manifest.scale, bad_below, miss_at_most),
         fitted_on={Path(manifest.path).name if manifest.path else "manifest": manifest.sha256},
     )
     old = np.clip(before(raw), 0, 100)
@@ -175,6 +191,19 @@ def _observed(
 
     _, failures = predict_rows(rows, look)
     return seen, failures
+
+
+def _gate(used: list[Row], scores: NDArray[np.float64], scale: Scale | None, bad_below: float, missed: float) -> Gate:
+    """The cut-off, from scores that were calibrated without the image's scene."""
+    if scale is None:
+        normalised(0, None)  # says how to give one
+        raise AssertionError
+    shares = scores / 100 if scale.higher_is_better else 1 - scores / 100
+    values = (scale.low + (scale.high - scale.low) * shares).tolist()
+    evaluation = evaluate_predictions(used, values, seed=0, replicates=200)
+    choice = choose_thresholds(evaluation, scale, bad_below=bad_below, miss_at_most=missed, seed=0, replicates=200)
+    promise = f"{choice.bad}: at most {missed:.0%} of them pass; {choice.reviewed.value:.0%} of all images do not"
+    return Gate(pass_at=choice.pass_at, fail_below=choice.fail_below, promise=promise)
 
 
 def _start(scorer: ModelScorer) -> ScoreMap:

@@ -68,7 +68,10 @@ class _Reading(NamedTuple):
 def gate(
     paths: Annotated[list[str], typer.Argument(help="Images as saqm score takes them, or its result files.")],
     *,
-    pass_at: Annotated[float, typer.Option("--pass", help="This score, or a better one, passes.")],
+    pass_at: Annotated[
+        float | None,
+        typer.Option("--pass", help="This score, or a better one, passes; by itself the model's own gate."),
+    ] = None,
     fail_below: Annotated[
         float | None, typer.Option("--fail", help="A worse score than this fails; without it none fails by its score.")
     ] = None,
@@ -98,6 +101,8 @@ def gate(
     from saqm.gating import EXCLUSION_COLUMNS, EXIT_CODES, Thresholds, gate_all
     from saqm.outputs import table
 
+    if pass_at is None:
+        pass_at, fail_below = _own_gate(model, fail_below)
     thresholds = Thresholds(pass_at=pass_at, fail_below=fail_below, sure=sure, not_scored=not_scored)
     if exclude_list is not None:
         table.format_of(exclude_list)  # a wrong suffix is told before the work
@@ -113,6 +118,21 @@ def gate(
         table.save_records(tally.held_back, exclude_list, EXCLUSION_COLUMNS)
     say(", ".join(f"{tally.counts[verdict]} {verdict}" for verdict in EXIT_CODES))
     raise typer.Exit(max(EXIT_CODES[verdict] for verdict in tally.counts))
+
+
+def _own_gate(model: str | None, fail_below: float | None) -> tuple[float, float | None]:
+    """The cut-offs that the model's file carries. Raises BadParameter where it has none."""
+    from saqm.scorer import ModelScorer, load_scorer
+
+    scorer = load_scorer(model)
+    known = scorer.header.calibration if isinstance(scorer, ModelScorer) else None
+    if known is None or known.gate is None:
+        raise typer.BadParameter(
+            f"{scorer.name} carries no cut-off of its own: give --pass, which saqm threshold chooses, or a model that "
+            "saqm calibrate --bad-below made"
+        )
+    say(f"the model's own gate: pass at {known.gate.pass_at:g}; {known.gate.promise}")
+    return known.gate.pass_at, known.gate.fail_below if fail_below is None else fail_below
 
 
 class _Verdicts:

@@ -108,12 +108,21 @@ def evaluate(
         raise typer.Exit(1)
 
 
-@commands.command(epilog="Example: saqm calibrate --manifest mine.csv --out ours.onnx")
+@commands.command(
+    epilog="Examples: saqm calibrate --manifest mine.csv --out ours.onnx · "
+    "saqm calibrate --manifest mine.csv --bad-below 3 --miss-at-most 0.05 --out ours.onnx"
+)
 def calibrate(
     manifest: Annotated[Path, typer.Option(help="Images with the opinion scores of one's own readers.")],
     out: Annotated[Path, typer.Option(help="The model file under its new calibration: .onnx or .safetensors.")],
     *,
     model: ModelOption = None,
+    bad_below: Annotated[
+        float | None, typer.Option("--bad-below", help="Opinion below which an image is bad: chooses the gate as well.")
+    ] = None,
+    miss_at_most: Annotated[
+        float, typer.Option("--miss-at-most", min=0, max=1, help="Share of the bad that the gate may let pass.")
+    ] = 0.1,
     as_json: AsJson = False,
 ) -> None:
     """Bring a model's scores and intervals to one's own readers, from a few dozen images that they scored.
@@ -133,7 +142,9 @@ def calibrate(
     path = open_model(model or scorer.header.name, form)
     with stages() as on_step:
         told = None if on_step is None else lambda done, images: on_step("images", done, images, {})
-        found = recalibrate(scorer, read_manifest(manifest), on_image=told)
+        found = recalibrate(
+            scorer, read_manifest(manifest), bad_below=bad_below, miss_at_most=miss_at_most, on_image=told
+        )
     written = save_recalibrated(found, path, out)
     if as_json:
         print_json({"model": str(out), **found.to_dict()})
