@@ -6,10 +6,12 @@ The model was trained on these scenes, so nothing here measures its accuracy; th
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom.data import get_testdata_file
 
 import saqm
 from saqm.datasets import ct_reader_study
@@ -19,7 +21,7 @@ from saqm.image import Image, from_array, read_image
 from saqm.modelfile import DEFAULT_MODEL, MODELS, open_model, out_of_fold_path, read_card, read_header
 from saqm.outputs.predictions import read_predictions
 from saqm.patches import luminance
-from saqm.scorer import Scorer, load_scorer
+from saqm.scorer import Scorer, load_scorer, score_and_map, withheld
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 LARGEST = 8_000_000  # bytes: small enough to live in the package
@@ -93,6 +95,63 @@ def test_other_modality_is_warned_of(scorer: Scorer) -> None:
     result = scorer.rate(read_image(str(get_testdata_file("examples_overlay.dcm", download=False))))
     assert result.score is not None
     assert any("outside the model's domain: modality MR (trained on CT)" in warning for warning in result.warnings)
+
+
+# How far it can be trusted: the numbers are measured by `make evidence`; here, that the shipped file keeps them
+
+
+def flagged(scorer: Scorer, images: Iterable[Image]) -> float:
+    return float(np.mean([scorer.rate(image).out_of_domain["flag"] for image in images]))  # type: ignore[index]
+
+
+def test_intervals_promise_nine_of_ten_and_were_measured_to_hold_it() -> None:
+    conformal = read_header(open_model(DEFAULT_MODEL)).calibration.interval
+    assert conformal.coverage == 0.9
+    assert set(conformal.found) == {"ct-abdomen", "ct-brain"} == set(conformal.by_group)
+    assert all(0.85 <= share <= 0.95 for share in conformal.found.values())
+    measured = json.loads((RESULTS / "evidence.json").read_text())["coverage"]
+    assert {one["domain"]: one["inside"] for one in measured if one["domain"] != "all"} == pytest.approx(
+        conformal.found
+    )
+
+
+def test_its_own_kind_of_image_has_an_interval_and_a_promise(scorer: Scorer, normal_dose: list[Image]) -> None:
+    for image in normal_dose[::5]:
+        found = scorer.rate(image)
+        low, high = found.interval
+        assert low < found.score < high
+        assert found.coverage == 0.9
+        assert not found.out_of_domain["flag"]
+
+
+@pytest.mark.slow
+def test_what_it_was_not_made_for_is_flagged(scorer: Scorer, shared: Path, normal_dose: list[Image]) -> None:
+    photographs = sorted((shared / "data" / "kodak24").glob("*.png"))[::2]
+    ultrasound = sorted((shared / "data" / "abdominal_ultrasound" / "images").iterdir())[::20]
+    for paths in (photographs, ultrasound):
+        assert flagged(scorer, map(read_image, paths)) >= 0.95
+    for change in (lambda grey: 255 - grey, lambda grey: np.clip(grey - 120, 0, 255)):
+        spoilt = (
+            from_array(change(luminance(image)), value_range=(0, 255), mask=image.mask) for image in normal_dose[::2]
+        )
+        assert flagged(scorer, spoilt) >= 0.95
+
+
+def test_a_flagged_image_keeps_its_score_and_loses_the_promise(scorer: Scorer) -> None:
+    found = scorer.rate(read_image(str(get_testdata_file("MR_small.dcm", download=False))))
+    assert found.out_of_domain["flag"]
+    assert found.score is not None
+    assert found.interval is not None
+    assert found.coverage is None
+    assert any("the interval is not guaranteed" in warning for warning in found.warnings)
+    taken_back = withheld(found)
+    assert (taken_back.status, taken_back.score) == ("not_scored", None)
+    assert "withheld" in taken_back.reasons[0]
+
+
+def test_the_map_of_a_calibrated_model_still_adds_up_to_its_score(scorer: Scorer, normal_dose: list[Image]) -> None:
+    found, quality = score_and_map(normal_dose[3], scorer)
+    assert quality.mean == pytest.approx(found.score, abs=1e-3)
 
 
 def test_files_are_small_and_say_what_they_are() -> None:
