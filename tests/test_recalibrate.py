@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -100,6 +101,24 @@ def test_too_little_to_go_by_is_refused(
 ) -> None:
     with pytest.raises(SaqmError, match=message):
         recalibrate(toy, read_manifest(write_study(tmp_path / "few", images, flat=flat)))
+
+
+def test_readers_who_disagree_are_not_fitted(toy: ModelScorer, study: Manifest) -> None:
+    rng = np.random.default_rng(0)
+
+    def judged_with(noise: float) -> Manifest:
+        rows = [
+            dataclasses.replace(row, rater_scores=tuple(np.clip(row.score + noise * rng.standard_normal(3), 0, 100)))
+            for row in study.rows
+        ]
+        return dataclasses.replace(study, rows=tuple(rows))
+
+    assert not any("agree" in remark for remark in recalibrate(toy, judged_with(3)).remarks)
+    random = dataclasses.replace(
+        study, rows=tuple(dataclasses.replace(r, rater_scores=tuple(rng.uniform(0, 100, 3))) for r in study.rows)
+    )
+    with pytest.raises(SaqmError, match=r"3 readers disagree so much that their mean cannot be fitted: ICC\(2,3\)"):
+        recalibrate(toy, random)
 
 
 def test_few_images_and_scenes_are_remarked_on(toy: ModelScorer, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from saqm.agreement import LEAST_RELIABLE, intraclass
 from saqm.calibration import (
     LEAST_IMAGES,
     UNLIKE,
@@ -28,7 +29,7 @@ from saqm.calibration import (
     held,
     reliability,
 )
-from saqm.errors import NotScorable, SaqmError
+from saqm.errors import NotScorable, SaqmError, UndefinedScore
 from saqm.evaluate import evaluate_predictions, predict_rows
 from saqm.image import read_image, sha256_of
 from saqm.manifest import Manifest, Row, Scale, normalised
@@ -140,7 +141,7 @@ def recalibrate(
     domains = np.array([row.domain for row in used])
     covered = {name: float(inside[domains == name].mean()) for name in sorted(set(domains.tolist()))}
     conformal = fit_interval(opinions - scores, spread, scenes).model_copy(update={"found": covered})
-    remarks = _remarks(used, failures)
+    remarks = [*_agreement(used), *_remarks(used, failures)]
     familiar, flagged = _made_known(header, used, seen, remarks)
     calibration = Calibration(
         score=curve,
@@ -212,6 +213,30 @@ def _start(scorer: ModelScorer) -> ScoreMap:
     if known is not None:
         return known.score
     return ScoreMap(raw=(scale.low, scale.high), score=(0.0, 100.0) if scale.higher_is_better else (100.0, 0.0))
+
+
+def _agreement(used: list[Row]) -> list[str]:
+    """What the readers' agreement says of their mean, where their single scores are there. Raises SaqmError for none.
+
+    Of the images that all readers scored; ICC(2, k) is that of the mean.
+    """
+    scores = [row.rater_scores for row in used if row.rater_scores and None not in row.rater_scores]
+    if len(scores) < LEAST_IMAGES or len(scores[0]) < 2:
+        return []
+    try:
+        of_mean = intraclass(np.array(scores, np.float64))[1]
+    except UndefinedScore:
+        return []
+    low, high = of_mean.interval or (0.0, 1.0)
+    if of_mean.value is None or high < LEAST_RELIABLE:
+        found = "below 0" if of_mean.value is None else f"{of_mean.value:.2f}"
+        raise SaqmError(
+            f"the {len(scores[0])} readers disagree so much that their mean cannot be fitted: {of_mean.name} {found} "
+            f"[{low:.2f}, {high:.2f}] on {len(scores)} images; see `saqm agreement`, and agree on what is asked first"
+        )
+    if low < LEAST_RELIABLE:
+        return [f"the readers hardly agree: {of_mean.name} {of_mean.value:.2f} [{low:.2f}, {high:.2f}]"]
+    return []
 
 
 def _remarks(used: list[Row], failures: tuple[tuple[str, str], ...]) -> list[str]:
