@@ -412,7 +412,7 @@ def to_markdown(record: dict[str, Any]) -> str:
         shares = ", ".join(f"{one['inside']:.0%} of {one['images']} ({one['domain']})" for one in found)
         lines += [
             "",
-            "**The promise is for denoisers that the model was taught.** Where neither scene nor denoiser had been met, "
+            "**The promise is for denoisers that the model was taught.** Where neither scene nor denoiser was met, "
             f"an interval of the mean width holds {shares} of the opinions.",
         ]
     lines += ["", "| what is scored | images | flagged as unlike (p < 0.05) | AUROC against scenes kept out |"]
