@@ -29,7 +29,6 @@ from saqm.scorer import (
     file_sha256,
     load_scorer,
     not_scored,
-    preparation_of,
     quality_map,
     score,
     scorer_names,
@@ -250,8 +249,8 @@ def test_a_scorer_is_found_by_name(toy_model: Path, monkeypatch: pytest.MonkeyPa
         load_scorer("toy", engine="torch")
 
 
-def test_the_header_says_how_windows_are_cut(header: ModelHeader):
-    preparation = preparation_of(header)
+def test_the_header_says_how_windows_are_cut(scorer: ModelScorer):
+    preparation = scorer.engine.preparation
     assert (preparation.channels, preparation.stride, preparation.mean) == ("gray", 32, (0, 0, 0))
 
 

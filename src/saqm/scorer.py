@@ -30,7 +30,7 @@ from saqm.errors import ModelFileError, SaqmError
 from saqm.image import Image
 from saqm.maps import QualityMap, in_score_units, spread_windows
 from saqm.modelfile import DEFAULT_MODEL, ModelHeader, ScoreScale, open_model, read_model, shipped
-from saqm.patches import Preparation, Windows, cut, grey_levels, pool, refuse_blank
+from saqm.patches import Windows, cut, grey_levels, pool, refuse_blank
 
 if TYPE_CHECKING:
     from saqm.calibration import View
@@ -147,7 +147,7 @@ class ModelScorer:
         return to_percent(raw, self.header.score_scale) if known is None else to_score(known.score, raw)
 
     def _judge(self, image: Image, stride: int | None) -> _Judged:
-        preparation = preparation_of(self.header)
+        preparation = self.engine.preparation
         windows = cut(image, preparation, stride)
         outputs = [self.engine.run(batch) for batch in windows.batches()]
         return _Judged(
@@ -509,11 +509,6 @@ def unlike(likeness: Familiarity) -> str:
 def in_points(raw_width: float, scale: ScoreScale) -> float:
     """A width on the raw scale in points of 0 to 100."""
     return 100 * raw_width / (scale.high - scale.low)
-
-
-def preparation_of(header: ModelHeader) -> Preparation:
-    """How the model's windows are cut."""
-    return Preparation(**{f.name: getattr(header.preparation, f.name) for f in fields(Preparation)})
 
 
 def to_percent(raw: float | NDArray[np.floating], scale: ScoreScale) -> NDArray[np.float64]:
