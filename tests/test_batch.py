@@ -443,3 +443,13 @@ def test_a_finished_result_of_metrics_is_taken_over_unless_other_parameters_made
     with Journal(tmp_path / "b.csv", settings, resume=True) as journal:
         journal.adopt(finished)
         assert scored_by(monkeypatch, pictures, settings, journal)[1] == pictures
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, the disk that is always full")
+def test_a_full_disk_is_told_and_not_a_traceback(tmp_path: Path, toy_model: Path) -> None:
+    journal = Journal(tmp_path / "scores.jsonl", Settings(model=toy_model), resume=False)
+    journal._file.close()
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        journal._file = full
+        with pytest.raises(OutputError, match=r"partial\.jsonl: cannot be written: No space left on device"):
+            journal.add("a.dcm", [{"sha256": "a"}])

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -118,7 +118,7 @@ class Journal:
             if not self._take_over(header):
                 self._append(header)
         except BaseException:
-            self._file.close()
+            self._let_go()
             raise
 
     def adopt(self, records: Iterable[Record]) -> None:
@@ -161,7 +161,7 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Let go of the journal; it is removed where its result was finished."""
-        self._file.close()
+        self._let_go()
         if kind is None:
             self.path.unlink(missing_ok=True)
 
@@ -186,10 +186,17 @@ class Journal:
         )
 
     def _append(self, entry: Mapping[str, object]) -> int:
-        place = self._file.seek(0, 2)
-        self._file.write(json.dumps(entry).encode() + b"\n")
-        self._file.flush()
+        try:
+            place = self._file.seek(0, 2)
+            self._file.write(json.dumps(entry).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:  # a full disk; the torn line is dropped by the next run
+            raise OutputError(f"{self.path}: cannot be written: {error.strerror}") from error
         return place
+
+    def _let_go(self) -> None:
+        with suppress(OSError):  # what could not be written was told when it was tried
+            self._file.close()
 
     def _take_over(self, header: Mapping[str, object]) -> bool:
         """Index the lines that are there; False where there is not even a header."""
