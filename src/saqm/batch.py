@@ -80,7 +80,7 @@ def score_many(names: Iterable[str], settings: Settings, *, jobs: int = 1) -> Ge
     What cannot be scored is a row with its reason. Names are taken as they are needed; a few per job wait at most.
     Raises ModelFileError at once where a model is refused, and OutputError where a map cannot be written.
     """
-    return _rows(_groups(names, settings, _scorers(settings), jobs, lambda _: False))
+    return _rows(_groups(names, settings, load_scorers(settings), jobs, lambda _: False))
 
 
 def score_journaled(names: Iterable[str], settings: Settings, journal: Journal, *, jobs: int = 1) -> Generator[Record]:
@@ -106,7 +106,7 @@ class Journal:
         Raises OutputError where it cannot be written, or was begun with other settings than these; ModelFileError.
         """
         self.path = journal_path(result)
-        self.scorers, self._settings = _scorers(settings), settings
+        self.scorers, self._settings = load_scorers(settings), settings
         self._places: dict[str, tuple[str, int]] = {}  # file name -> hash of its bytes, offset of its line
         models = [scorer.model for scorer in self.scorers]
         header = {"saqm": __version__, "models": models, "settings": _decisive(settings)}
@@ -296,7 +296,7 @@ def _score_alone(name: str, settings: Settings, scorers: Scorers) -> tuple[Score
             return single.submit(_work, name).result()
         except BrokenProcessPool:
             reason = f"{name}: the process that scored it died (out of memory, or a crash inside a decoder)"
-            return _unread(name, reason, scorers)
+            return unread(name, reason, [scorer.model for scorer in scorers])
 
 
 def _pool(settings: Settings, jobs: int) -> ProcessPoolExecutor:
@@ -312,7 +312,7 @@ _worker: tuple[Settings, Scorers] | None = None  # set once in each worker proce
 def _begin_worker(settings: Settings) -> None:
     global _worker  # noqa: PLW0603  a process pool has no other place to keep what it loads once
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to answer
-    _worker = (settings, _scorers(settings))
+    _worker = (settings, load_scorers(settings))
 
 
 def _work(name: str) -> tuple[Score, ...]:
@@ -321,7 +321,7 @@ def _work(name: str) -> tuple[Score, ...]:
     return _score_file(name, *_worker)
 
 
-def _scorers(settings: Settings) -> Scorers:
+def load_scorers(settings: Settings) -> Scorers:
     """What scores each image, in order. Raises SaqmError for an option that none of them has a use for."""
     from saqm.scorer import ModelScorer, load_scorer
 
@@ -362,10 +362,10 @@ def _score_file(name: str, settings: Settings, scorers: Scorers) -> tuple[Score,
     rows: list[Score] = []
     with _map_files(settings) as maps:
         try:
-            for image in _images(name, settings):
+            for image in images(name, settings):
                 rows += [_score_image(image, settings, scorer, maps, several=len(scorers) > 1) for scorer in scorers]
         except Exception as error:
-            rows += _unread(name, _reason(name, error), scorers)
+            rows += unread(name, reason_of(name, error), [scorer.model for scorer in scorers])
     return tuple(replace(row, created=settings.created) for row in rows)
 
 
@@ -377,7 +377,7 @@ def _map_files(settings: Settings) -> AbstractContextManager[MapFiles | None]:
     return MapFiles(settings.map_folder, settings.map_formats)
 
 
-def _reason(name: str, error: Exception) -> str:
+def reason_of(name: str, error: Exception) -> str:
     """Why a row has no score. A broken model, or a map that cannot be written, is no fault of the file: raised again.
 
     Any other exception is a reason, on purpose: pixel decoders and their C libraries raise whatever they like on broken
@@ -389,14 +389,15 @@ def _reason(name: str, error: Exception) -> str:
     return str(error) if isinstance(error, SaqmError) else f"{name}: {type(error).__name__}: {error}"
 
 
-def _unread(name: str, reason: str, scorers: Scorers) -> tuple[Score, ...]:
-    """The rows of a file that could not be read: one for each scorer."""
+def unread(name: str, reason: str, models: Iterable[Mapping[str, str]]) -> tuple[Score, ...]:
+    """The rows of a file that could not be read: one for each model, by what the records say of it."""
     from saqm.scorer import not_scored
 
-    return tuple(not_scored(name, reason, model=scorer.model) for scorer in scorers)
+    return tuple(not_scored(name, reason, model=model) for model in models)
 
 
-def _images(name: str, settings: Settings) -> Iterator[Image]:
+def images(name: str, settings: Settings) -> Iterator[Image]:
+    """The pictures of one file that are to be scored, one in memory at a time. Raises ImageError."""
     from saqm.image import read_frames, read_image
 
     window, mask, axis, max_pixels = settings.window, settings.mask, settings.axis, settings.max_pixels
@@ -418,7 +419,7 @@ def _score_image(image: Image, settings: Settings, scorer: AnyScorer, maps: MapF
         else:
             made, quality = score_and_map(image, scorer, stride=settings.stride, map_stride=settings.map_stride)
     except Exception as error:
-        return not_scored(image.source.path, _reason(image.source.path, error), image, model=scorer.model)
+        return not_scored(image.source.path, reason_of(image.source.path, error), image, model=scorer.model)
     if settings.strict:
         made = withheld(made)
     if maps is not None and quality is not None and made.status == "scored":

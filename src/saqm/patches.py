@@ -5,7 +5,7 @@ Axes: N windows, C channels (always 3, Table 1 row 1), H W image, P side of a wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -72,6 +72,23 @@ class Windows:
         """All windows in order, `size` at a time: memory is bounded by `size`, whatever the image."""
         for start in range(0, len(self), size):
             yield self.take(slice(start, start + size))
+
+
+def in_full_batches(several: Sequence[Windows], size: int = CHUNK) -> Iterator[NDArray[np.float32]]:
+    """The windows of several images in order, `size` at a time across their borders; the last batch may be smaller."""
+    held: list[NDArray[np.float32]] = []
+    room = size
+    for windows in several:
+        start = 0
+        while start < len(windows):
+            held.append(windows.take(slice(start, start + room)))
+            start += len(held[-1])
+            room -= len(held[-1])
+            if room == 0:
+                yield np.concatenate(held) if len(held) > 1 else held[0]
+                held, room = [], size
+    if held:
+        yield np.concatenate(held)
 
 
 def luminance(image: Image) -> NDArray[np.float32]:

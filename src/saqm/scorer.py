@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast, overload
@@ -26,11 +26,11 @@ from saqm.calibration import (
     to_score,
 )
 from saqm.engine import Engine, EngineName, load_engine
-from saqm.errors import ModelFileError, SaqmError
+from saqm.errors import ModelFileError, NotScorable, SaqmError
 from saqm.image import Image
 from saqm.maps import QualityMap, in_score_units, spread_windows
 from saqm.modelfile import DEFAULT_MODEL, ModelHeader, ScoreScale, open_model, read_model, shipped
-from saqm.patches import Windows, cut, grey_levels, pool, refuse_blank
+from saqm.patches import Windows, cut, grey_levels, in_full_batches, pool, refuse_blank
 
 if TYPE_CHECKING:
     from saqm.calibration import View
@@ -137,6 +137,20 @@ class ModelScorer:
         mapped = judged if map_stride in (None, judged.stride) else self._judge(image, map_stride)
         return self._score(image, judged), self._map(image, mapped)
 
+    def rate_together(
+        self, images: Sequence[Image], stride: int | None = None, *, maps: bool = False, map_stride: int | None = None
+    ) -> list[tuple[Score, QualityMap | None] | NotScorable]:
+        """What `rate`, or `rate_and_map`, gives of each, the same bits; small pictures share the engine's batches."""
+        judged = self._judge_together(images, stride)
+        mapped = judged if not maps or map_stride in (None, stride) else self._judge_together(images, map_stride)
+        found: list[tuple[Score, QualityMap | None] | NotScorable] = []
+        for image, whole, fine in zip(images, judged, mapped, strict=True):
+            if isinstance(whole, NotScorable) or isinstance(fine, NotScorable):
+                found.append(whole if isinstance(whole, NotScorable) else fine)  # type: ignore[arg-type]
+            else:
+                found.append((self._score(image, whole), self._map(image, fine) if maps else None))
+        return found
+
     def observe(self, image: Image) -> Observation:
         """What a calibration is fitted on. Raises NotScorable."""
         return _observation(image, self._judge(image, None))
@@ -147,16 +161,29 @@ class ModelScorer:
         return to_percent(raw, self.header.score_scale) if known is None else to_score(known.score, raw)
 
     def _judge(self, image: Image, stride: int | None) -> _Judged:
-        preparation = self.engine.preparation
-        windows = cut(image, preparation, stride)
-        outputs = [self.engine.run(batch) for batch in windows.batches()]
-        return _Judged(
-            windows,
-            preparation.stride if stride is None else stride,
-            np.concatenate([output.scores_N for output in outputs]),
-            np.concatenate([output.weights_N for output in outputs]),
-            np.concatenate([output.features_ND for output in outputs]),
-        )
+        (judged,) = self._judge_together([image], stride)
+        if isinstance(judged, NotScorable):
+            raise judged
+        return judged
+
+    def _judge_together(self, images: Sequence[Image], stride: int | None) -> list[_Judged | NotScorable]:
+        """The windows of several images through batches that are full, whichever image each is of."""
+        cuts = [self._cut(image, stride) for image in images]
+        sound = [each for each in cuts if isinstance(each, Windows)]
+        if not sound:
+            return [each for each in cuts if isinstance(each, NotScorable)]
+        columns = zip(*map(self.engine.run, in_full_batches(sound)), strict=True)
+        ends = np.cumsum([len(windows) for windows in sound])[:-1]
+        scores, weights, features = (np.split(np.concatenate(column), ends) for column in columns)
+        apart = self.engine.preparation.stride if stride is None else stride
+        judged = iter([_Judged(w, apart, *parts) for w, *parts in zip(sound, scores, weights, features, strict=True)])
+        return [each if isinstance(each, NotScorable) else next(judged) for each in cuts]
+
+    def _cut(self, image: Image, stride: int | None) -> Windows | NotScorable:
+        try:
+            return cut(image, self.engine.preparation, stride)
+        except NotScorable as error:
+            return error
 
     def _score(self, image: Image, judged: _Judged) -> Score:
         from saqm.findings import findings  # scipy is slow to load
@@ -470,6 +497,38 @@ def score_and_map(
     if not isinstance(scorer, ModelScorer):
         raise SaqmError(f"{scorer.name} judges the picture as a whole: it has no quality map")
     return scorer.rate_and_map(image, stride, map_stride)
+
+
+def score_together(
+    images: Sequence[Image],
+    scorer: AnyScorer,
+    *,
+    stride: int | None = None,
+    maps: bool = False,
+    map_stride: int | None = None,
+) -> list[tuple[Score, QualityMap | None]]:
+    """`score`, or `score_and_map`, of several images, faster where they are small; the numbers are the same bits.
+
+    What cannot be scored is a row with its reason. Raises ModelFileError for a broken model, and SaqmError for a stride
+    where the scorer has no windows. All images are in memory at once: give few of them at a time.
+    """
+    if isinstance(scorer, ModelScorer):
+        found = scorer.rate_together(images, stride, maps=maps, map_stride=map_stride)
+    else:
+        found = [_rated(image, scorer, stride) for image in images]
+    return [
+        (not_scored(image.source.path, str(each), image, model=scorer.model), None)
+        if isinstance(each, NotScorable)
+        else each
+        for image, each in zip(images, found, strict=True)
+    ]
+
+
+def _rated(image: Image, scorer: MetricScorer, stride: int | None) -> tuple[Score, None] | NotScorable:
+    try:
+        return scorer.rate(image, stride), None
+    except NotScorable as error:
+        return error
 
 
 def not_scored(
