@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from saqm.calibration import (
     COVERAGE,
     UNLIKE,
+    _blurred,
     cross_fitted,
     distance,
     familiarity,
@@ -220,3 +221,12 @@ def test_picture_statistics_tell_inversion_and_clipping_and_not_air() -> None:
 def test_features_are_told_by_mean_and_spread() -> None:
     made = feature_statistics(np.array([[1.0, 2.0], [3.0, 2.0]]))
     np.testing.assert_allclose(made, [2, 2, 1, 0])
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (37, 101), (5, 3)])
+def test_blurred_is_what_a_gaussian_filter_gives(shape: tuple[int, int]) -> None:
+    from scipy import ndimage
+
+    grey = 255 * np.random.default_rng(1).random(shape, np.float32)
+    for sigma, found in zip((1, 3, 8), _blurred(grey, (1, 3, 8)), strict=True):
+        np.testing.assert_allclose(found, ndimage.gaussian_filter(grey.astype(np.float64), sigma), atol=2e-3)

@@ -13,7 +13,7 @@ from PIL import Image as Picture
 from pydicom.data import get_testdata_file
 
 from saqm.image import read_image
-from saqm.image.foreground import foreground
+from saqm.image.foreground import _grown, _shrink, foreground
 
 Grey = NDArray[np.float32]
 
@@ -318,3 +318,23 @@ def test_a_large_radiograph_is_masked_on_a_small_copy() -> None:
     mask, _ = foreground(large, "DX")
     assert mask.shape == (2048, 2048)
     assert overlap(mask, inside.repeat(8, 0).repeat(8, 1)) > 0.95
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 7, 8, 16])
+def test_block_means_are_numpys_own(factor: int) -> None:
+    grey = np.random.default_rng(factor).random((12 * factor, 9 * factor), np.float32)
+    grey[:factor, :factor] = 0.25
+    blocks = grey.reshape(12, factor, 9, factor)
+    means, constant = _shrink(grey, factor)
+    np.testing.assert_array_equal(means, blocks.mean((1, 3), dtype=np.float32))
+    assert constant[0, 0]
+    assert constant.all() == (factor == 1)
+
+
+@pytest.mark.parametrize("radius", [1, 3, 5, 40])
+def test_grown_is_all_within_a_radius(radius: int) -> None:
+    from scipy import ndimage
+
+    mask = np.random.default_rng(radius).random((30, 47)) > 0.99
+    np.testing.assert_array_equal(_grown(mask, radius), ndimage.distance_transform_edt(~mask) <= radius)
+    assert not _grown(np.zeros((4, 4), bool), radius).any()
