@@ -151,8 +151,8 @@ def grid(height: int, width: int, patch: int, stride: int) -> NDArray[np.int_]:
 
 def coverage(mask: NDArray[np.bool_], positions_N2: NDArray[np.int_], patch: int) -> NDArray[np.float64]:
     """Share of each window that lies inside the mask, (N,), 0 to 1."""
-    total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
-    total[1:, 1:] = mask.cumsum(0).cumsum(1)
+    total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int64)
+    np.cumsum(np.cumsum(mask, 1, np.int32), 0, out=total[1:, 1:])
     top, left = positions_N2.T
     bottom, right = top + patch, left + patch
     inside = total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left]
@@ -196,9 +196,10 @@ def _smooth(grey: NDArray[np.float32], dilation: int) -> NDArray[np.float32]:
     for axis in (0, 1):
         padding = [(reach, reach) if a == axis else (0, 0) for a in (0, 1)]
         padded = np.pad(grey, padding, mode="edge")
-        length = grey.shape[axis]
-        grey = sum(
-            weight * padded.take(range(tap * dilation, tap * dilation + length), axis)
-            for tap, weight in enumerate(BINOMIAL)
-        )
+        height, width = grey.shape
+        along = (slice(None),) * axis
+        grey = BINOMIAL[0] * padded[:height, :width]
+        for tap, weight in enumerate(BINOMIAL[1:], 1):
+            shifted = padded[(*along, slice(tap * dilation, None))]
+            grey += weight * shifted[:height, :width]
     return grey

@@ -10,9 +10,10 @@ import hashlib
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,11 +36,13 @@ __all__ = [
     "MaskMode",
     "Source",
     "Step",
+    "Values",
     "find_images",
     "from_array",
     "read_acquisition",
     "read_frames",
     "read_image",
+    "read_values",
     "sha256_of",
 ]
 
@@ -83,6 +86,20 @@ class Image:
         return float(self.mask.mean())
 
 
+@dataclass(frozen=True, eq=False)
+class Values:
+    """The values behind a grey picture.
+
+    values_HW: float64 in rescaled units. window: centre and width that `read_image` shows them by, or nearly so where
+    the file has a curve instead. unit: "HU", say; None: not said. inverted: whether small values are shown bright.
+    """
+
+    values_HW: NDArray[np.float64]
+    window: tuple[float, float]
+    unit: str | None
+    inverted: bool
+
+
 def read_image(
     path: str | Path,
     frame: int | None = None,
@@ -121,8 +138,30 @@ def read_frames(
     data, name, digest = _opened(path, max_pixels)
     frames: Generator[Decoded] = _reader(data, name).frames(data, name, window=window, axis=axis, max_pixels=max_pixels)
     with closing(frames):
-        for decoded in frames:
-            yield _image(decoded, name, digest, mask)
+        yield from map(partial(_image, name=name, digest=digest, mask=mask), frames)  # keeps none of them
+
+
+def read_values(
+    path: str | Path, frame: int | None = None, *, axis: int | None = None, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> Values:
+    """What the picture of `read_image` is made from: the values before any window, for whoever sets it anew.
+
+    Raises ImageError as `read_image` does, and for a colour picture, which has none.
+    """
+    data, name, _ = _opened(path, max_pixels)
+    decoded: Decoded = _reader(data, name).read(
+        data, name, frame=frame, window=None, axis=axis, max_pixels=max_pixels
+    )
+    if decoded.values is None:
+        raise ImageError(f"{name}: a colour picture has no values to set a window for: its picture shows all there is")
+    steps = {step.name: step.details for step in decoded.steps}
+    shown = steps.get("window", steps.get("range", {}))
+    if "center" in shown:
+        center, width = float(cast("float", shown["center"])), float(cast("float", shown["width"]))
+    else:
+        low, high = float(cast("float", shown["low"])), float(cast("float", shown["high"]))
+        center, width = (low + high) / 2, high - low
+    return Values(np.asarray(decoded.values, np.float64), (center, width), decoded.unit, "invert" in steps)
 
 
 def read_acquisition(path: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Acquisition:

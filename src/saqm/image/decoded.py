@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,8 @@ class Decoded:
     format: "dicom", "nifti", "nrrd", "mha", "png", "jpeg", "tiff", "bmp", "webp".
     frame: 0-based frame or slice; None when the file holds one image. frames: how many it holds.
     grid: of a slice, where it lies in its volume.
+    values: (H, W), what the display was made from, in the file's own units after rescale; None for colour.
+    unit: of the values, as the file names it.
     """
 
     pixels: NDArray[np.float32]
@@ -58,6 +61,8 @@ class Decoded:
     steps: tuple[Step, ...] = ()
     warnings: tuple[str, ...] = ()
     grid: Grid | None = None
+    values: NDArray[Any] | None = None
+    unit: str | None = None
 
 
 def choose_frame(frame: int | None, count: int, name: str) -> int:

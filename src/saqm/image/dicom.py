@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from saqm.errors import ImageError
 from saqm.image.decoded import Decoded, Step, choose_frame
-from saqm.image.dicom_display import displayed, history, identity, spacing, ultrasound_region
+from saqm.image.dicom_display import displayed, history, identity, spacing, ultrasound_region, unit
 from saqm.image.dicom_elements import text
 from saqm.image.dicom_header import MAGIC, MAGIC_AT, WITH_EXTRA, Header, first_line, guarded, looks_bare, read_header
 
@@ -156,26 +156,33 @@ def _decoded(stream: BinaryIO, header: Header, window: tuple[float, float] | Non
         region, region_steps, region_spacing = ultrasound_region(header.dataset, header.rows, header.columns, notes)
         past = history(header.dataset, header.syntax, notes)
         uids = identity(header.dataset)
+
+    def shown(index: int, array: NDArray[Any], plugin: str, complaints: tuple[str, ...]) -> Decoded:
+        said = [*notes, *(note for note in complaints if note not in notes)]
+        with guarded(header.name, f"frame {index} cannot be displayed", said):
+            details = {"transfer_syntax": header.syntax.name, **({"decoder": plugin} if plugin else {})}
+            pixels, valid, steps, values = displayed(array, header, index, window, said)
+            if region is not None:
+                valid = region if valid is None else valid & region
+            spacing_mm = spacing(header.dataset, index) or region_spacing
+            of_values = unit(header.dataset, index)
+        return Decoded(
+            pixels=pixels,
+            format="dicom",
+            valid=valid,
+            spacing_mm=spacing_mm,
+            modality=header.modality,
+            frame=index if header.frames > 1 else None,
+            frames=header.frames,
+            uids=uids,
+            bits_stored=header.bits_stored,
+            transfer_syntax=str(header.syntax),
+            steps=(Step("decode", details), *steps, *region_steps, *past),
+            warnings=tuple(said),
+            values=values,
+            unit=of_values,
+        )
+
     with closing(_arrays(stream, header, wanted)) as arrays:
-        for index, (array, plugin, complaints) in zip(wanted, arrays, strict=True):
-            said = [*notes, *(note for note in complaints if note not in notes)]
-            with guarded(header.name, f"frame {index} cannot be displayed", said):
-                details = {"transfer_syntax": header.syntax.name, **({"decoder": plugin} if plugin else {})}
-                pixels, valid, steps = displayed(array, header, index, window, said)
-                if region is not None:
-                    valid = region if valid is None else valid & region
-                spacing_mm = spacing(header.dataset, index) or region_spacing
-            yield Decoded(
-                pixels=pixels,
-                format="dicom",
-                valid=valid,
-                spacing_mm=spacing_mm,
-                modality=header.modality,
-                frame=index if header.frames > 1 else None,
-                frames=header.frames,
-                uids=uids,
-                bits_stored=header.bits_stored,
-                transfer_syntax=str(header.syntax),
-                steps=(Step("decode", details), *steps, *region_steps, *past),
-                warnings=tuple(said),
-            )
+        for index, decoded in zip(wanted, arrays, strict=True):
+            yield shown(index, *decoded)  # not kept here: it is large

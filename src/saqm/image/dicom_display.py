@@ -29,8 +29,8 @@ LEAST_INSIDE = 0.5
 
 def displayed(
     array: NDArray[Any], header: Header, index: int, window: tuple[float, float] | None, notes: list[str]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None, list[Step]]:
-    """Pixels in [0, 1], which of them are no padding (None: all), and the steps that led there."""
+) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None, list[Step], NDArray[Any] | None]:
+    """Pixels in [0, 1], which of them are no padding (None: all), the steps, and the rescaled values (None: colour)."""
     steps: list[Step] = []
     if header.photometric == "PALETTE COLOR":
         array, details = _through_palette(array, header)
@@ -43,7 +43,7 @@ def displayed(
     if array.ndim == 3:
         if window is not None:
             notes.append("the window asked for was not applied: a colour image has none")
-        return apply_range(array[..., :3], 0, top), None, steps
+        return apply_range(array[..., :3], 0, top), None, steps, None
 
     dataset = header.dataset
     padding, padding_details = _padding(array, header)
@@ -59,9 +59,9 @@ def displayed(
         pixels = 1 - pixels
         steps.append(Step("invert", {"from": header.photometric}))
     if padding is None:
-        return pixels, None, steps
+        return pixels, None, steps, values
     pixels[padding] = 0  # no part of the picture: shown as air
-    return pixels, ~padding, [*steps, Step("padding", {**padding_details, "share": float(padding.mean())})]
+    return pixels, ~padding, [*steps, Step("padding", {**padding_details, "share": float(padding.mean())})], values
 
 
 def _through_palette(indices: NDArray[Any], header: Header) -> tuple[NDArray[Any], dict[str, object]]:
@@ -185,6 +185,15 @@ def _table(item: Dataset, header: Header) -> tuple[int, NDArray[np.integer]]:
 
 
 # --- what the header says about the whole picture
+
+
+def unit(dataset: Dataset, index: int) -> str | None:
+    """The unit of rescaled values: RescaleType, of CT HU where it is silent; None where it is not said."""
+    group, _ = functional_group(dataset, index, "PixelValueTransformationSequence")
+    said = text(group, "RescaleType")
+    if said is None and "RescaleSlope" in group and text(dataset, "Modality") == "CT":
+        return "HU"  # PS3.3 C.8.2.1: the default of a CT image's rescale type
+    return None if said in (None, "US") else said  # US: unspecified
 
 
 def spacing(dataset: Dataset, index: int) -> tuple[float, float] | None:

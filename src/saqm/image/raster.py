@@ -413,8 +413,9 @@ def _decoded(
     if page.white_is_zero:
         pixels = np.asarray(1 - pixels, np.float32)
         steps.append(Step("invert", {"from": "white is zero"}))
+    values = page.values if page.values.ndim == 2 else None
     if pixels.ndim == 3 and (pixels[..., :1] == pixels).all():
-        pixels = np.ascontiguousarray(pixels[..., 0])
+        pixels, values = np.ascontiguousarray(pixels[..., 0]), page.values[..., 0]
         steps.append(Step("grey", {"from": "three equal channels"}))
     return Decoded(
         pixels=pixels,
@@ -425,6 +426,7 @@ def _decoded(
         bits_stored=bits,
         steps=tuple(steps),
         warnings=tuple(said),
+        values=values,
     )
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saqm.errors import ImageError
-from saqm.image.decoded import Decoded, Grid, Step, choose_frame
+from saqm.image.decoded import BYTES_PER_PIXEL, Decoded, Grid, Step, choose_frame
 from saqm.image.volume_header import TO_RAS, Header, read_header
 from saqm.image.window import PERCENTILES, apply_range, apply_window
 
@@ -120,7 +120,7 @@ def _opened(data: bytes | Path, name: str, axis: int | None, max_pixels: int) ->
                 "raise max_pixels if the file is trusted"
             )
         with _guarded(name):
-            values = _mapped(header, data, stream, name, stack)
+            values = _mapped(header, data, stream, name, stack, max_pixels)
             voxels = apply_orientation(_four_axes(values, header), arrange)
         orientation = {
             "plane": PLANES[chosen],
@@ -198,7 +198,9 @@ def _plane_size(sizes: tuple[int, ...], axis: int) -> tuple[int, int]:
     return down, across
 
 
-def _mapped(header: Header, data: bytes | Path, stream: BinaryIO, name: str, stack: ExitStack) -> NDArray[Any]:
+def _mapped(
+    header: Header, data: bytes | Path, stream: BinaryIO, name: str, stack: ExitStack, max_pixels: int
+) -> NDArray[Any]:
     """The stored voxels, not loaded: a view of the file, or of a temporary file with the unpacked data."""
     source: BinaryIO = stream
     if header.detached is not None:
@@ -218,6 +220,10 @@ def _mapped(header: Header, data: bytes | Path, stream: BinaryIO, name: str, sta
         return np.memmap(source, header.dtype, "r", offset, header.shape, "F")
     if needed > available * DEFLATE_LIMIT * (100 if header.encoding == "bzip2" else 1):
         raise ImageError(f"{name}: truncated: {available} packed bytes cannot hold the {needed} bytes announced")
+    if needed > max_pixels * BYTES_PER_PIXEL:
+        raise ImageError(
+            f"{name}: unpacks to {needed:,} bytes, limit {max_pixels * BYTES_PER_PIXEL:,}: raise it with max_pixels="
+        )
     return np.memmap(_unpacked(header, source, needed, name, stack), header.dtype, "r", 0, header.shape, "F")
 
 
@@ -330,6 +336,7 @@ def _decoded(
         steps=(*steps, step),
         warnings=slices.notes,
         grid=_grid(slices, volume, number),
+        values=np.ascontiguousarray(values[::-1, ::-1].T),
     )
 
 

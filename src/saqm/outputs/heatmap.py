@@ -49,12 +49,15 @@ def save_heatmap(image: Image, quality_map: QualityMap, path: str | Path, score:
     judged stays grey and is dimmed. Raises NotScorable where the score says that the image was not scored, and
     OutputError where the path cannot be written, and what stood there is intact.
     """
+    _save(heatmap(image, quality_map, score), Path(path))
+
+
+def heatmap(image: Image, quality_map: QualityMap, score: Score | None = None) -> Picture:
+    """The picture that `save_heatmap` writes. Raises NotScorable as it does."""
     refuse_unscored(score)
     shown = quality_map.mean if score is None or score.score is None else score.score
-    _save(
-        _framed(_enlarged(overlay(image, quality_map)), _caption(quality_map, score), _Bar(RAMP, HUNDRED, shown / 100)),
-        Path(path),
-    )
+    bar = _Bar(RAMP, HUNDRED, shown / 100)
+    return _framed(_enlarged(overlay(image, quality_map)), _caption(quality_map, score), bar)
 
 
 def overlay(image: Image, quality_map: QualityMap) -> NDArray[np.float64]:
