@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export SAQM_SHARED ?= ../shared
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check format format-check lint types docs docs-check train-default fit-metrics laws table2 table3 ablations evidence signs ceilings natural findings benchmark-metrics benchmark clean
+.PHONY: help env demo test check format format-check lint types docs docs-check train-default fit-metrics laws table2 table3 ablations evidence signs ceilings natural findings test-pacs check-deploy benchmark-metrics benchmark-service benchmark-peers front benchmark clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,10 @@ demo: env ## score real files, then one made worse step by step; leaves tables a
 test: env ## run every test, with coverage
 	$(BIN)/python -m pytest --cov --cov-report=term
 
+test-pacs: env ## the loop through a real PACS: installs Orthanc and DICOM's tools (Debian), then pushes images through
+	sh tests/pacs/install.sh
+	SAQM_PACS=required $(BIN)/python -m pytest tests/pacs
+
 check: env format-check lint types docs-check test ## all that must be green at a commit
 
 format: env ## format the code
@@ -41,12 +45,13 @@ lint: env
 types: env
 	$(BIN)/mypy
 
-docs: env ## write docs/cli.md and docs/metrics.md anew
+docs: env ## write the generated parts of docs/ anew
 	$(BIN)/python docs/generate_cli.py
 	$(BIN)/python docs/generate_metrics.py
+	$(BIN)/python docs/generate_statement.py
 
 docs-check: env
-	$(BIN)/python docs/generate_cli.py --check && $(BIN)/python docs/generate_metrics.py --check || { echo 'a generated page is out of date: make docs'; exit 1; }
+	$(BIN)/python docs/generate_cli.py --check && $(BIN)/python docs/generate_metrics.py --check && $(BIN)/python docs/generate_statement.py --check || { echo 'a generated page is out of date: make docs'; exit 1; }
 
 train-default: env ## train the shipped model anew, and measure it out of fold (needs the study; takes long)
 	$(BIN)/python benchmarks/train_default.py
@@ -92,6 +97,18 @@ findings: env ## where the thresholds of the findings come from, and how often e
 
 benchmark-metrics: env ## time the metrics beside other libraries (their install lines stand in the script)
 	$(BIN)/python benchmarks/metrics.py $(if $(PEERS),--peers $(PEERS))
+
+check-deploy: ## the steps of the Dockerfile in a fresh prefix, for want of a container engine (about 2 minutes)
+	bash deploy/check.sh
+
+benchmark-peers: env ## whole tools side by side on one CT slice (their install lines stand in benchmarks/metrics.py)
+	$(BIN)/python benchmarks/peers.py $(if $(PEERS),--peers $(PEERS))
+
+benchmark-service: env ## the node and the service under load and attack: benchmarks/results/service.*
+	$(BIN)/python benchmarks/service.py
+
+front: env ## accuracy against cost: narrower members distilled from the default: benchmarks/results/front.*
+	$(BIN)/python benchmarks/front.py
 
 benchmark: env ## measure what models cost: size, operations, time of an image
 	$(BIN)/python benchmarks/cost.py
