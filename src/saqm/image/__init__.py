@@ -149,9 +149,7 @@ def read_values(
     Raises ImageError as `read_image` does, and for a colour picture, which has none.
     """
     data, name, _ = _opened(path, max_pixels)
-    decoded: Decoded = _reader(data, name).read(
-        data, name, frame=frame, window=None, axis=axis, max_pixels=max_pixels
-    )
+    decoded: Decoded = _reader(data, name).read(data, name, frame=frame, window=None, axis=axis, max_pixels=max_pixels)
     if decoded.values is None:
         raise ImageError(f"{name}: a colour picture has no values to set a window for: its picture shows all there is")
     steps = {step.name: step.details for step in decoded.steps}

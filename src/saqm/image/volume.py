@@ -120,7 +120,7 @@ def _opened(data: bytes | Path, name: str, axis: int | None, max_pixels: int) ->
                 "raise max_pixels if the file is trusted"
             )
         with _guarded(name):
-            values = _mapped(header, data, stream, name, stack, max_pixels)
+            values = _mapped(header, data, stream, name, stack, max_pixels=max_pixels)
             voxels = apply_orientation(_four_axes(values, header), arrange)
         orientation = {
             "plane": PLANES[chosen],
@@ -199,7 +199,7 @@ def _plane_size(sizes: tuple[int, ...], axis: int) -> tuple[int, int]:
 
 
 def _mapped(
-    header: Header, data: bytes | Path, stream: BinaryIO, name: str, stack: ExitStack, max_pixels: int
+    header: Header, data: bytes | Path, stream: BinaryIO, name: str, stack: ExitStack, *, max_pixels: int
 ) -> NDArray[Any]:
     """The stored voxels, not loaded: a view of the file, or of a temporary file with the unpacked data."""
     source: BinaryIO = stream
