@@ -16,15 +16,19 @@ from typing import TYPE_CHECKING, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from saqm.errors import ImageError, SaqmError
 from saqm.image import Grid, Image
 from saqm.outputs.heatmap import refuse_unscored, save_heatmap
 from saqm.writing import replacing
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from saqm.maps import QualityMap
+    from saqm.outputs.dicom import Maker
     from saqm.scorer import Score
 
-MapFormat = Literal["png", "npy", "nii"]
+MapFormat = Literal["png", "npy", "nii", "dcm"]
 
 
 def map_name(image: Image, model: str | None = None, *, of_volume: bool = False) -> str:
@@ -43,16 +47,30 @@ class MapFiles:
     png: the picture of `save_heatmap`. npy: the score of each pixel, float32 (H, W), NaN where nothing was judged, and
     beside it in NAME.weight.npy what it counts: sum(score * weight) is the map's mean. nii: the same two as NIfTI
     (NAME.nii.gz, NAME.weight.nii.gz); the slices of a volume go into one, voxel for voxel on the grid of its file, and
-    are written when the `with` ends well. Raises NotScorable for an image that was not scored, OutputError.
+    are written when the `with` ends well. dcm: an object of the image's own study (`saqm.outputs.dicom.quality_map`),
+    for which `maker` says who makes it, and when. Raises NotScorable for an image that was not scored, OutputError.
     """
 
-    def __init__(self, folder: Path, formats: tuple[MapFormat, ...]) -> None:
-        self.folder, self.formats = folder, formats
+    def __init__(
+        self, folder: Path, formats: tuple[MapFormat, ...], maker: tuple[Maker, datetime] | None = None
+    ) -> None:
+        if "dcm" in formats:
+            from saqm.outputs.dicom import need_highdicom
+
+            need_highdicom("a DICOM map")
+            if maker is None:
+                raise SaqmError("a DICOM map says who made it and when: give a maker and the time")
+        self.folder, self.formats, self.maker = folder, formats, maker
         self._temporary = ExitStack()
         self._volumes: dict[str, tuple[Grid, NDArray[np.float32]]] = {}  # file name -> its grid and values so far
 
-    def add(self, image: Image, quality_map: QualityMap, score: Score | None = None, model: str | None = None) -> None:
-        """Write one picture's map; `model` goes into the name, where several score the same picture."""
+    def add(
+        self, image: Image, quality_map: QualityMap, score: Score | None = None, model: str | None = None
+    ) -> tuple[str, ...]:
+        """Write one picture's map; `model` goes into the name, where several score the same picture.
+
+        Gives what to tell of the picture: why it has no DICOM map, where it cannot have one.
+        """
         refuse_unscored(score)
         stem, grid = map_name(image, model), image.source.grid
         if "png" in self.formats:
@@ -65,6 +83,7 @@ class MapFiles:
                 self._fill(f"{map_name(image, model, of_volume=True)}{part}.nii.gz", grid, values_HW)
             elif "nii" in self.formats:
                 save_nifti(values_HW.T[:, :, None], self.folder / f"{stem}{part}.nii.gz", spacing_mm=image.spacing_mm)
+        return self._add_object(image, quality_map, score, stem) if "dcm" in self.formats else ()
 
     def __enter__(self) -> Self:
         return self
@@ -76,6 +95,21 @@ class MapFiles:
             if kind is None:
                 for name, (grid, values) in self._volumes.items():
                     save_nifti(values if grid.shape[3] > 1 else values[..., 0], self.folder / name, affine=grid.affine)
+
+    def _add_object(self, image: Image, quality_map: QualityMap, score: Score | None, stem: str) -> tuple[str, ...]:
+        from saqm.outputs import dicom
+
+        if score is None or self.maker is None:
+            raise SaqmError(f"{image.source.path}: a DICOM map belongs to a score: give it, too")
+        if image.source.format != "dicom":
+            return ("no DICOM map: the image is no DICOM file",)
+        maker, now = self.maker
+        try:
+            made = dicom.quality_map(dicom.header_of(image.source.path), quality_map, score, maker, now=now)
+        except ImageError as error:
+            return (f"no DICOM map: {error}",)
+        dicom.save_object(made, self.folder / f"{stem}.dcm")
+        return ()
 
     def _fill(self, name: str, grid: Grid, values_HW: NDArray[np.float32]) -> None:
         """Put a slice into its volume, which stands in a temporary file until it is whole: memory does not grow."""
