@@ -14,13 +14,16 @@ import typer
 from saqm.errors import ImageError, MissingExtra, OutputError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from rich.progress import TaskID
 
     from saqm.batch import Record
+    from saqm.outputs.dicom import Maker
     from saqm.outputs.map_files import MapFormat
     from saqm.outputs.tally import Tally
 
-Engine = Literal["auto", "onnx", "torch"]
+Engine = Literal["auto", "onnx", "openvino", "openvino-bf16", "torch", "torch-bf16", "cuda", "cuda-bf16"]
 Mask = Literal["auto", "none"]
 Shown = Literal["table", "json", "jsonl", "csv", "tsv"]
 
@@ -97,13 +100,23 @@ def print_made(made: dict[str, Any], as_json: bool) -> None:
 
 
 def found(paths: Sequence[str]) -> list[str]:
-    """The image files that paths, folders and globs name. Raises ImageError where there is none."""
-    from saqm.image import find_images
-
-    names = list(find_images(paths))
+    """The images that paths, folders, globs and dicomweb URLs name. Raises ImageError where there is none."""
+    names = [name for path in paths for name in _named(path)]
     if not names:
         raise ImageError(f"no image found in {', '.join(paths)}")
     return names
+
+
+def _named(path: str) -> Iterator[str]:
+    if "://" in path:
+        from saqm.dicomweb import from_environment, is_url, name_of, query_of, search
+
+        if is_url(path):
+            server = from_environment(path)
+            return (name_of(server, each) for each in search(server, query_of(path)))
+    from saqm.image import find_images
+
+    return find_images([path])
 
 
 def with_progress(records: Iterable[Record], files: int, tally: Tally | None = None) -> Iterator[Record]:
@@ -196,6 +209,22 @@ def now() -> str:
     from datetime import UTC, datetime
 
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def moment() -> datetime:
+    """The time, with its zone, for objects that have to say when they were made."""
+    from datetime import datetime
+
+    return datetime.now().astimezone()
+
+
+def this_maker() -> Maker:
+    """This machine as the maker of DICOM objects: the same name, the same device."""
+    import platform
+
+    from saqm.outputs.dicom import Maker
+
+    return Maker.named(platform.node())
 
 
 def print_json(value: object) -> None:
