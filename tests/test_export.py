@@ -207,8 +207,8 @@ def test_header_travels_with_the_graph(exported: Exported) -> None:
 
 
 def test_other_forms_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="cannot export to 'int8'; wanted 'onnx'"):
-        export_command(tmp_path / "toy.safetensors", to="int8", out=None)
+    with pytest.raises(ModelFileError, match="cannot export to 'int4'; wanted 'onnx' or 'int8'"):
+        export_command(tmp_path / "toy.safetensors", to="int4", out=None)
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
