@@ -16,7 +16,7 @@ from PIL import Image as pillow
 from saqm.batch import Settings, score_many
 from saqm.errors import ImageError, MissingExtra, ModelFileError, SaqmError
 from saqm.image import from_array, read_image
-from saqm.scorer import load_scorer, score_and_map, score_together
+from saqm.scorer import load_scorer, score, score_and_map, score_together
 from saqm.workers import Task, WorkerError, Workers, _call_function
 
 pytestmark = pytest.mark.slow  # processes are started
@@ -88,6 +88,19 @@ def test_settings_are_those_of_each_task(workers: Workers, pictures: list[str], 
     answers = workers.score([Task(pictures[1], "a", settings), Task(pictures[1], "b", finer)])
     used = [answer.scores[0].patches["used"] for answer in answers if answer.scores[0].patches]
     assert used == [9, 25]
+
+
+def test_a_tolerance_is_that_of_the_task(
+    workers: Workers, pictures: list[str], settings: Settings, toy_model: Path
+) -> None:
+    coarse = replace(settings, stride=4, tolerance=50.0)
+    work = [Task(pictures[2], "a", coarse), Task(pictures[3], "b", coarse), Task(pictures[2], "c", coarse)]
+    first, constant, again = (answer.scores[0] for answer in workers.score(work))
+    alone = score(read_image(pictures[2], mask="none"), load_scorer(toy_model, threads=1), stride=4, tolerance=50.0)
+    assert replace(first, path=pictures[2]) == replace(again, path=pictures[2]) == alone
+    assert alone.preparation is not None
+    assert "sampled" in alone.preparation
+    assert constant.status == "not_scored"
 
 
 def test_a_file_that_kills_its_process_costs_its_own_row(

@@ -31,8 +31,11 @@ from saqm.errors import ImageError, ModelFileError, OutputError, SaqmError
 from saqm.image import DEFAULT_MAX_PIXELS, MaskMode
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from saqm.engine import EngineName
     from saqm.image import Image
+    from saqm.outputs.dicom import Maker
     from saqm.outputs.map_files import MapFiles, MapFormat
     from saqm.scorer import AnyScorer, Score
 
@@ -52,8 +55,10 @@ class Settings:
     frames: "all" gives a row for each frame or slice; a number (0-based) that one alone.
     window: centre and width, in the file's own units after rescale; None: the file's.
     axis: which axis of a volume its slices are cut along; volumes need one.
-    stride: pixels between windows; None: the model's.
+    stride: pixels between windows; None: the model's. tolerance: look at windows only until the standard error left by
+    the others is so many points; None: at all of them.
     map_folder: where the quality map of each scored image goes; None: nowhere. map_formats: as which files.
+    map_maker: who makes the maps that are DICOM objects, and when; needed for those alone.
     map_stride: pixels between the map's windows; None: as between the score's, so that its mean is the score.
     strict: withhold the score of an image that is unlike those the model knows; refused where a model cannot tell.
     created: time to note in the records; None keeps them the same from run to run.
@@ -66,9 +71,11 @@ class Settings:
     mask: MaskMode = "auto"
     axis: int | None = None
     stride: int | None = None
+    tolerance: float | None = None
     max_pixels: int = DEFAULT_MAX_PIXELS
     map_folder: Path | None = None
     map_formats: tuple[MapFormat, ...] = ("png",)
+    map_maker: tuple[Maker, datetime] | None = None
     map_stride: int | None = None
     strict: bool = False
     created: str | None = None
@@ -109,7 +116,7 @@ class Journal:
         self.scorers, self._settings = load_scorers(settings), settings
         self._places: dict[str, tuple[str, int]] = {}  # file name -> hash of its bytes, offset of its line
         models = [scorer.model for scorer in self.scorers]
-        header = {"saqm": __version__, "models": models, "settings": _decisive(settings)}
+        header = {"saqm": __version__, "models": models, "settings": decisive(settings)}
         try:
             self._file: IO[bytes] = self.path.open("r+b" if resume and self.path.exists() else "w+b")
         except OSError as error:
@@ -137,6 +144,8 @@ class Journal:
         from saqm.image import sha256_of
 
         place = self._places.get(name)
+        if "://" in name:  # an instance never changes under its UID
+            return place is not None and place[0] != str(None)
         try:
             return place is not None and place[0] == sha256_of(name, max_pixels=self._settings.max_pixels)
         except ImageError:
@@ -181,6 +190,7 @@ class Journal:
             and not withheld
             and record.get("model") == scorer.model
             and preparation.get("stride") == (own and (settings.stride or own))
+            and (_part(preparation, "sampled").get("tolerance") == settings.tolerance or own is None)
             and mask.get("mode") == settings.mask
             and asked == settings.window
         )
@@ -217,10 +227,12 @@ class Journal:
         return place > 0
 
 
-def _decisive(settings: Settings) -> dict[str, object]:
+def decisive(settings: Settings) -> dict[str, object]:
     """The settings that decide what a record says; the model is told by its hash."""
     return {
-        k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items() if k not in ("model", "created")
+        k: str(v) if isinstance(v, Path) else v
+        for k, v in asdict(settings).items()
+        if k not in ("model", "created", "map_maker")
     }
 
 
@@ -335,6 +347,7 @@ def load_scorers(settings: Settings) -> Scorers:
         for option, given in (
             (f"engine {settings.engine}", settings.engine != "auto"),
             (f"a stride of {settings.stride}", settings.stride is not None),
+            ("a tolerance", settings.tolerance is not None),
             ("a quality map", settings.map_folder is not None),
             ("strict", settings.strict),
         ):
@@ -342,6 +355,8 @@ def load_scorers(settings: Settings) -> Scorers:
                 raise SaqmError(
                     f"{option} is for models; metrics have no use for it ({', '.join(names)}): leave it out"
                 )
+    if settings.tolerance is not None and settings.map_folder is not None:
+        raise SaqmError("a quality map needs every window: leave the tolerance out")
     if settings.strict:
         _refuse_strict(scorers)
     return scorers
@@ -358,7 +373,26 @@ def _refuse_strict(scorers: Scorers) -> None:
 
 
 def _score_file(name: str, settings: Settings, scorers: Scorers) -> tuple[Score, ...]:
-    """Every row of one file: each frame by each scorer, a frame's rows together."""
+    """Every row of one file: each frame by each scorer, a frame's rows together; what a URL names is fetched for it."""
+    if "://" not in name:
+        return _score_local(name, settings, scorers)
+    from saqm.dicomweb import DicomwebError, fetched
+
+    try:
+        with fetched(name) as path:
+            return tuple(called(row, str(path), name) for row in _score_local(str(path), settings, scorers))
+    except DicomwebError as error:
+        rows = unread(name, str(error), [scorer.model for scorer in scorers])
+        return tuple(replace(row, created=settings.created) for row in rows)
+
+
+def called(score: Score, path: str, name: str) -> Score:
+    """The row with the name that the caller gave, wherever the path of the file stands."""
+    reasons, warnings = (tuple(text.replace(path, name) for text in texts) for texts in (score.reasons, score.warnings))
+    return replace(score, path=score.path.replace(path, name), reasons=reasons, warnings=warnings)
+
+
+def _score_local(name: str, settings: Settings, scorers: Scorers) -> tuple[Score, ...]:
     rows: list[Score] = []
     with _map_files(settings) as maps:
         try:
@@ -374,7 +408,7 @@ def _map_files(settings: Settings) -> AbstractContextManager[MapFiles | None]:
         return nullcontext()
     from saqm.outputs.map_files import MapFiles
 
-    return MapFiles(settings.map_folder, settings.map_formats)
+    return MapFiles(settings.map_folder, settings.map_formats, settings.map_maker)
 
 
 def reason_of(name: str, error: Exception) -> str:
@@ -415,7 +449,7 @@ def _score_image(image: Image, settings: Settings, scorer: AnyScorer, maps: MapF
         if not isinstance(scorer, ModelScorer):
             return score(image, scorer)
         if maps is None:
-            made, quality = score(image, scorer, stride=settings.stride), None
+            made, quality = score(image, scorer, stride=settings.stride, tolerance=settings.tolerance), None
         else:
             made, quality = score_and_map(image, scorer, stride=settings.stride, map_stride=settings.map_stride)
     except Exception as error:
@@ -423,5 +457,6 @@ def _score_image(image: Image, settings: Settings, scorer: AnyScorer, maps: MapF
     if settings.strict:
         made = withheld(made)
     if maps is not None and quality is not None and made.status == "scored":
-        maps.add(image, quality, made, scorer.name if several else None)
+        notes = maps.add(image, quality, made, scorer.name if several else None)
+        made = replace(made, warnings=(*made.warnings, *notes))
     return made

@@ -16,7 +16,7 @@ from saqm.errors import NotScorable, SaqmError
 from saqm.image import Image
 
 PATCH_SIDE = 32  # pixels; paper, Table 1, first row
-CHUNK = 64  # windows per batch: fixed, so that the same window meets the same arithmetic whatever else is scored
+CHUNK = 16  # windows per batch: fixed, so that the same window meets the same arithmetic whatever else is scored
 
 Channels = Literal["gray", "rgb", "bands"]
 

@@ -25,12 +25,13 @@ from saqm.calibration import (
     picture_statistics,
     to_score,
 )
-from saqm.engine import Engine, EngineName, load_engine
+from saqm.engine import Engine, EngineName, WindowOutputs, load_engine
 from saqm.errors import ModelFileError, NotScorable, SaqmError
 from saqm.image import Image
 from saqm.maps import QualityMap, in_score_units, spread_windows
 from saqm.modelfile import DEFAULT_MODEL, ModelHeader, ScoreScale, open_model, read_model, shipped
-from saqm.patches import Windows, cut, grey_levels, in_full_batches, pool, refuse_blank
+from saqm.patches import CHUNK, Windows, cut, grey_levels, in_full_batches, pool, refuse_blank
+from saqm.sampling import LEAST, order, standard_error
 
 if TYPE_CHECKING:
     from saqm.calibration import View
@@ -94,6 +95,7 @@ class _Judged(NamedTuple):
     scores_N: NDArray[np.float32]
     weights_N: NDArray[np.float32]
     features_ND: NDArray[np.float32]
+    sampled: Mapping[str, float] | None = None  # where not all windows were looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +130,10 @@ class ModelScorer:
     def rate(self, image: Image, stride: int | None = None) -> Score:
         """The image's score. Raises NotScorable."""
         return self._score(image, self._judge(image, stride))
+
+    def rate_until(self, image: Image, tolerance: float, stride: int | None = None) -> Score:
+        """The score of as few windows as bring its standard error down to `tolerance` points. Raises NotScorable."""
+        return self._score(image, self._judge_until(image, tolerance, stride))
 
     def rate_and_map(
         self, image: Image, stride: int | None = None, map_stride: int | None = None
@@ -176,8 +182,33 @@ class ModelScorer:
         ends = np.cumsum([len(windows) for windows in sound])[:-1]
         scores, weights, features = (np.split(np.concatenate(column), ends) for column in columns)
         apart = self.engine.preparation.stride if stride is None else stride
-        judged = iter([_Judged(w, apart, *parts) for w, *parts in zip(sound, scores, weights, features, strict=True)])
+        judged = iter([_Judged(w, apart, s, c, f) for w, s, c, f in zip(sound, scores, weights, features, strict=True)])
         return [each if isinstance(each, NotScorable) else next(judged) for each in cuts]
+
+    def _judge_until(self, image: Image, tolerance: float, stride: int | None) -> _Judged:
+        """Batch after batch of windows spread over the picture. The picture's own bytes decide which come first."""
+        preparation = self.engine.preparation
+        whole = cut(image, preparation, stride)
+        first_to_last = order(len(whole), seed=int(image.source.sha256[:16], 16))
+        parts: list[WindowOutputs] = []
+        error = math.inf
+        for start in range(0, len(whole), CHUNK):
+            parts.append(self.engine.run(whole.take(first_to_last[start : start + CHUNK])))
+            looked_at = min(start + CHUNK, len(whole))
+            if looked_at >= LEAST or looked_at == len(whole):
+                scores, weights = (np.concatenate(column) for column in list(zip(*parts, strict=True))[:2])
+                raw, off = pool(scores, weights), standard_error(scores, weights, len(whole))
+                error = abs(float(self.percent(raw + off)) - float(self.percent(raw - off))) / 2
+                if error <= tolerance:
+                    break
+        chosen = first_to_last[: sum(len(part.scores_N) for part in parts)]
+        reading = np.argsort(chosen)
+        scores, weights, features = (np.concatenate(column)[reading] for column in zip(*parts, strict=True))
+        left_out = len(whole) - len(chosen)
+        windows = replace(whole, positions_N2=whole.positions_N2[chosen[reading]], total=whole.total - left_out)
+        said = {"windows": len(chosen), "of": len(whole), "standard_error": error, "tolerance": tolerance}
+        apart = preparation.stride if stride is None else stride
+        return _Judged(windows, apart, scores, weights, features, said)
 
     def _cut(self, image: Image, stride: int | None) -> Windows | NotScorable:
         try:
@@ -193,7 +224,7 @@ class ModelScorer:
         raw = seen.raw
         percent = float(self.percent(raw))
         clipped = min(max(percent, 0.0), 100.0)
-        warnings = [*source.warnings, *self._domain_warnings(image)]
+        warnings = [*self.engine.warnings, *source.warnings, *self._domain_warnings(image)]
         if clipped != percent:
             warnings.append(f"raw score {raw:.4g} is off the model's scale: {percent:.1f} clipped to {clipped:g}")
         likeness = familiarity(known.familiar, seen.views) if known is not None and known.familiar else None
@@ -217,7 +248,7 @@ class ModelScorer:
             else {"statistic": likeness.statistic, "p": likeness.p, "flag": likeness.flag, "view": likeness.view},
             findings=findings(image),
             model=self.model,
-            preparation=_preparation_record(image, header, judged.stride),
+            preparation=_preparation_record(image, header, judged),
             patches={"used": len(judged.windows), "masked": judged.windows.total - len(judged.windows)},
             warnings=tuple(warnings),
         )
@@ -472,13 +503,21 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def score(image: Image, scorer: Scorer, *, stride: int | None = None) -> Score:
+def score(image: Image, scorer: Scorer, *, stride: int | None = None, tolerance: float | None = None) -> Score:
     """Score an image: 0 to 100, higher is better; a metric keeps its own scale. Same image, same scorer: same bits.
 
-    `stride` in pixels overrides the model's own: smaller looks more closely and takes longer. Raises NotScorable, and
-    SaqmError for a stride where the scorer has no windows.
+    `stride` in pixels overrides the model's own: smaller looks more closely and takes longer. `tolerance` in points
+    (0.5, say) looks at windows only until the standard error that is left by the others is no larger; how many they
+    were stands in `preparation`. Raises NotScorable, and SaqmError for a stride or tolerance where the scorer has no
+    windows, and a tolerance that is no positive number.
     """
-    return scorer.rate(image, stride)
+    if tolerance is None:
+        return scorer.rate(image, stride)
+    if not isinstance(scorer, ModelScorer):
+        raise SaqmError(f"{scorer.name} judges the picture as a whole: it has no windows to leave out")
+    if not (math.isfinite(tolerance) and tolerance > 0):
+        raise SaqmError(f"tolerance {tolerance}: points of the score, above 0, are wanted")
+    return scorer.rate_until(image, tolerance, stride)
 
 
 def quality_map(image: Image, scorer: Scorer, *, stride: int | None = None) -> QualityMap:
@@ -595,9 +634,10 @@ def _identity(image: Image) -> dict[str, Any]:
     }
 
 
-def _preparation_record(image: Image, header: ModelHeader, stride: int) -> dict[str, object]:
+def _preparation_record(image: Image, header: ModelHeader, judged: _Judged) -> dict[str, object]:
     """The model's preparation, with what was really done to this picture in place of the policies in words."""
-    return {**header.preparation.model_dump(), "stride": stride, **_done(image)}
+    sampled = {} if judged.sampled is None else {"sampled": judged.sampled}
+    return {**header.preparation.model_dump(), "stride": judged.stride, **sampled, **_done(image)}
 
 
 def _done(image: Image) -> dict[str, object]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
@@ -23,7 +23,7 @@ from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
-from saqm.batch import Scorers, Settings, reason_of, unread
+from saqm.batch import Scorers, Settings, called, reason_of, unread
 from saqm.errors import ImageError, ModelFileError, SaqmError
 from saqm.modelfile import DEFAULT_MODEL
 
@@ -260,10 +260,12 @@ class _Worker:
     def _hear(self, seconds: float | None, stop: Callable[[], bool]) -> tuple[str, Any]:
         waited = 0.0
         try:
-            while not self._pipe.poll(PULSE):
-                waited += PULSE
+            while True:
                 if stop():
                     raise WorkerError("stopped before it was scored")
+                if self._pipe.poll(PULSE):
+                    break
+                waited += PULSE
                 if seconds is not None and waited >= seconds:
                     raise WorkerError(f"took longer than {seconds:g} s, so its process was ended")
             said: tuple[str, Any] = self._pipe.recv()
@@ -325,8 +327,8 @@ def _score_tasks(work: Sequence[tuple[int, Task]], scorers: Scorers, tell: Keep)
 
     def row(number: int, task: Task, score: Score, quality: QualityMap | None = None) -> None:
         place = places.get(number, 0)
-        places[number] = place + 1
-        tell(number, place, _named(score, task), quality)
+        places[number], path = place + 1, os.fspath(task.path)
+        tell(number, place, replace(called(score, path, task.name), created=task.settings.created), quality)
 
     waiting: list[_Made] = []
 
@@ -360,14 +362,13 @@ def _score_images(waiting: Sequence[_Made], scorers: Scorers) -> Iterator[tuple[
 
     rows: dict[int, list[tuple[Score, QualityMap | None]]] = {at: [] for at in range(len(waiting))}
     for scorer in scorers:
-        alike: dict[tuple[int | None, bool, int | None], list[int]] = {}
+        alike: dict[_Asked, list[int]] = {}
         for at, made in enumerate(waiting):
             asked = made.task.settings
-            key = (asked.stride, made.task.maps, asked.map_stride) if isinstance(scorer, ModelScorer) else _NO_WINDOWS
-            alike.setdefault(key, []).append(at)
-        for (stride, maps, map_stride), members in alike.items():
-            pictures = [waiting[at].image for at in members]
-            found = _together(pictures, scorer, stride, maps, map_stride)
+            key = _Asked(asked.stride, asked.tolerance, made.task.maps, asked.map_stride)
+            alike.setdefault(key if isinstance(scorer, ModelScorer) else _Asked(), []).append(at)
+        for key, members in alike.items():
+            found = _together([waiting[at].image for at in members], scorer, key)
             for at, (score, quality) in zip(members, found, strict=True):
                 rows[at].append((_withheld(score, waiting[at].task.settings), quality))
     for at, made in enumerate(waiting):
@@ -375,35 +376,33 @@ def _score_images(waiting: Sequence[_Made], scorers: Scorers) -> Iterator[tuple[
             yield made, score, quality
 
 
-def _together(
-    pictures: Sequence[Image], scorer: AnyScorer, stride: int | None, maps: bool, map_stride: int | None
-) -> list[tuple[Score, QualityMap | None]]:
+class _Asked(NamedTuple):
+    """How windows are cut and what is made of them; a metric, which judges the picture as a whole, is asked nothing."""
+
+    stride: int | None = None
+    tolerance: float | None = None
+    maps: bool = False
+    map_stride: int | None = None
+
+
+def _together(pictures: Sequence[Image], scorer: AnyScorer, asked: _Asked) -> list[tuple[Score, QualityMap | None]]:
     """A picture at which something breaks costs its own row."""
-    from saqm.scorer import not_scored, score_together
+    from saqm.scorer import not_scored, score, score_together
 
+    stride, tolerance, maps, map_stride = asked
     try:
-        return score_together(pictures, scorer, stride=stride, maps=maps, map_stride=map_stride)
+        if tolerance is None:
+            return score_together(pictures, scorer, stride=stride, maps=maps, map_stride=map_stride)
+        if len(pictures) == 1:
+            return [(score(pictures[0], scorer, stride=stride, tolerance=tolerance), None)]
     except Exception as error:
-        if len(pictures) > 1:
-            return [row for image in pictures for row in _together([image], scorer, stride, maps, map_stride)]
-        path = pictures[0].source.path
-        return [(not_scored(path, reason_of(path, error), pictures[0], model=scorer.model), None)]
-
-
-_NO_WINDOWS = (None, False, None)  # a metric judges the picture as a whole
+        if len(pictures) == 1:
+            path = pictures[0].source.path
+            return [(not_scored(path, reason_of(path, error), pictures[0], model=scorer.model), None)]
+    return [row for image in pictures for row in _together([image], scorer, asked)]
 
 
 def _withheld(score: Score, settings: Settings) -> Score:
     from saqm.scorer import withheld
 
     return withheld(score) if settings.strict else score
-
-
-def _named(score: Score, task: Task) -> Score:
-    """The row with the name that the caller gave, wherever the path of the file stands."""
-    path = os.fspath(task.path)
-    texts = {
-        key: tuple(text.replace(path, task.name) for text in getattr(score, key)) for key in ("reasons", "warnings")
-    }
-    changed: Mapping[str, Any] = {"path": score.path.replace(path, task.name), **texts}
-    return replace(score, created=task.settings.created, **changed)
