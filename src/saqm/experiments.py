@@ -19,7 +19,7 @@ from saqm.evaluate import Evaluation, evaluate_predictions
 from saqm.export import export_onnx, load_network, save_network
 from saqm.frozen import Picture
 from saqm.image import Image, read_image
-from saqm.loop import Log, described, save_curve
+from saqm.loop import Log, described, save_curve, without_gone
 from saqm.manifest import Fold, Manifest, Row, Scale, check_disjoint, folds, read_manifest
 from saqm.modelfile import Architecture as HeaderArchitecture
 from saqm.modelfile import Domain, FeatureStatistics, ModelHeader, PreparationPolicy, ScoreScale, Training
@@ -534,7 +534,7 @@ def _same_run(folder: Path, asked: Mapping[str, Any]) -> None:
     kept, asked = folder / _ASKED, json.loads(json.dumps(asked))
     if not kept.is_file() or list(folder.iterdir()) == [kept]:  # nothing was taught yet
         _write_json(kept, asked)
-    elif others := [name for name, value in _read_json(kept).items() if asked.get(name) != value]:
+    elif others := [name for name, value in without_gone(_read_json(kept)).items() if asked.get(name) != value]:
         raise TrainingError(f"{folder} holds a run with another {' and '.join(others)}; choose another --out")
 
 

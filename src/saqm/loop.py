@@ -1,6 +1,7 @@
 """The one training loop: any task that gives a loss for a step is taught here, alone, on a GPU, or under torchrun.
 
-A step's randomness comes from (seed, step) alone, so a run that is resumed continues bit for bit.
+A step's randomness comes from (seed, step) alone, so a run that is resumed continues bit for bit. Under torchrun the
+processes share the windows of each step (`saqm.together`): the run is the same but for rounding, however many they are.
 """
 
 from __future__ import annotations
@@ -8,8 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import subprocess
-import sys
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -22,7 +22,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from saqm.engine_trial import refusal
 from saqm.errors import MissingExtra, TrainingError
+from saqm.together import normalised_together
 
 EXPLODED = (
     100.0  # times the median feature norm of the first steps: method note 5, features of a diverging run grow 1e5-fold
@@ -34,6 +36,7 @@ LARGEST_NORM_OF_A_SOUND_START = 1e6
 YOUNGER: Mapping[str, Any] = {
     "momentum": 0.9, "standardise": "shared", "transductive": False, "labelled": 1.0, "attention": True,
 }  # fmt: skip
+GONE = ("devices",)  # was in LoopConfig: under torchrun the number of processes decides nothing but the time
 
 Precision = Literal["auto", "32", "bf16"]
 
@@ -56,7 +59,6 @@ class LoopConfig:
     clip_norm: float | None = None
     precision: Precision = "32"
     accelerator: Literal["cpu", "cuda"] = "cpu"
-    devices: int = 1  # more than one under torchrun: each then draws its own images
     checkpoint_every: int = 200
     momentum: float = 0.9
 
@@ -134,15 +136,19 @@ def fit(
         betas=(config.momentum, 0.999),
     )
     taught, optimiser = fabric.setup(_Taught(task), optimiser)
-    fingerprint = json.dumps({**described(config), "seed": seed, "steps": task.steps, **(also or {})}, sort_keys=True)
+    asked = {**described(config), "devices": 1, "seed": seed, "steps": task.steps}  # "devices" was once a choice
+    fingerprint = json.dumps({**asked, **(also or {})}, sort_keys=True)
     log: Log = []
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         log = _resume(folder, task, optimiser, parameters, fingerprint)
+        fabric.barrier()  # all have read before one writes
+        if log and fabric.is_global_zero:
+            _cut_journal(folder, len(log))
     started = len(log)
     norms: list[float] = [entry["feature_norm"] for entry in log[:WARM_UP_STEPS]]
     journal = None
-    if folder is not None and fabric.is_global_zero:  # of many devices, one keeps the run
+    if folder is not None and fabric.is_global_zero:  # of many processes, one keeps the run
         journal = (folder / "log.jsonl").open("a" if started else "w", encoding="utf-8")
     try:
         for number in range(started, task.steps):
@@ -150,7 +156,8 @@ def fit(
             rate = config.learning_rate * _factor(config.schedule, number, task.steps)
             for options, group in zip(optimiser.param_groups, groups, strict=True):
                 options["lr"] = rate * group.pace
-            step = taught(number, np.random.default_rng([seed, number, fabric.global_rank]))
+            with normalised_together(task.module):
+                step = taught(number, np.random.default_rng([seed, number, 0]))  # 0: what one process alone drew with
             loss, norm = float(step.loss.detach()), float(step.features.detach().float().norm(dim=-1).mean())
             _guard(number, loss, norm, norms)
             optimiser.zero_grad()
@@ -186,6 +193,13 @@ def described(configuration: Any) -> dict[str, Any]:
     return cast("dict[str, Any]", _without_unchanged(asdict(configuration)))
 
 
+def without_gone(value: Any) -> Any:
+    """What an earlier version kept in a run's folder, less the fields that there are no more."""
+    if isinstance(value, dict):
+        return {name: without_gone(inner) for name, inner in value.items() if name not in GONE}
+    return [without_gone(inner) for inner in value] if isinstance(value, list) else value
+
+
 def _without_unchanged(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
@@ -203,8 +217,7 @@ def bf16_survives() -> bool:
         "c = torch.autocast('cpu', torch.bfloat16); c.__enter__();"
         "m(torch.randn(8, 3, 32, 32)).float().sum().backward()"
     )
-    child = subprocess.run([sys.executable, "-c", trial], capture_output=True, check=False)
-    return child.returncode == 0
+    return refusal(trial, package="torch") is None
 
 
 def save_curve(log: Log, path: Path, *, keys: tuple[str, ...] = ("loss",), smooth: int = 25) -> None:
@@ -230,9 +243,18 @@ def save_curve(log: Log, path: Path, *, keys: tuple[str, ...] = ("loss",), smoot
     figure.savefig(path, dpi=110)
 
 
+def _cut_journal(folder: Path, steps: int) -> None:
+    """Take from the log what came after the checkpoint."""
+    journal = folder / "log.jsonl"
+    lines = journal.read_text(encoding="utf-8").splitlines()[:steps]
+    journal.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
 def _fabric(config: LoopConfig) -> Any:
+    """Fabric as the configuration wants it; under torchrun with its processes, one a device."""
     try:
         from lightning.fabric import Fabric
+        from lightning.fabric.plugins.environments import TorchElasticEnvironment
     except ImportError as error:
         raise MissingExtra("lightning", "train", "training") from error
     precision = config.precision
@@ -245,8 +267,20 @@ def _fabric(config: LoopConfig) -> Any:
     name = "32-true" if precision == "32" else "bf16-mixed"
     for package in ("fabric", "pytorch"):  # they announce the precision on stderr
         logging.getLogger(f"lightning.{package}.utilities.rank_zero").setLevel(logging.WARNING)
-    fabric = Fabric(accelerator=config.accelerator, devices=config.devices, precision=name)
-    fabric.launch()
+    spread: dict[str, Any] = {"devices": 1}
+    if TorchElasticEnvironment.detect() and (all_processes := TorchElasticEnvironment().world_size()) > 1:
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        # parameters may stay unused in a step: no maker is known, no ladder drawn
+        spread = {"devices": here, "num_nodes": all_processes // here, "strategy": "ddp_find_unused_parameters_true"}
+    fabric = Fabric(accelerator=config.accelerator, precision=name, **spread)
+    try:
+        fabric.launch()
+    except RuntimeError as error:
+        # pytorch issue 135712: torchrun's store still has the addresses of the processes before the restart
+        raise TrainingError(
+            f"the processes of torchrun do not reach each other ({str(error).splitlines()[0]}); if that is after a "
+            "restart, set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun"
+        ) from error
     return fabric
 
 
@@ -321,7 +355,6 @@ def _resume(folder: Path, task: Task, optimiser: Any, parameters: list[nn.Parame
             optimiser.state[parameter] = {
                 name: value if name == "step" else value.to(parameter.device) for name, value in found.items()
             }
-    journal.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     log = [json.loads(line) for line in lines]
     for entry in log:
         entry.pop("seconds", None)

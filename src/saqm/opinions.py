@@ -34,6 +34,7 @@ from saqm.loop import WARM_UP_STEPS, Group, Step
 from saqm.network import SAQM, Output, _pool
 from saqm.patches import Preparation, Windows, cut
 from saqm.recipes import Recipe, Side
+from saqm.together import of_all, own_share
 
 LEAST_APART = 0.04  # scores (0..1) closer than this are not asked to be in order: a reader's step is 0.08 to 0.25
 TEMPERATURE = 0.05  # score difference (0..1) at which an ordered pair is nearly settled
@@ -363,14 +364,13 @@ class OpinionTask:
             output = self.network.judge(inputs if self.neck is None else self.neck(inputs))
             return output, output.feature
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        if self.aligner is None or self.recipe.alignment.tap != "value":
-            output = self.network(inputs)
-            return output, output.feature
         kept: list[Tensor] = []
         hook = self.network.value.register_forward_hook(lambda module, given, made: kept.append(made))  # noqa: ARG005
-        output = self.network(inputs)
+        output = self.network.judge(of_all(self.network.embed(own_share(inputs)), len(inputs)))
         hook.remove()
-        return output, _pool(kept[0].flatten(2), self.network.architecture.pool)
+        if self.aligner is None or self.recipe.alignment.tap != "value":
+            return output, output.feature
+        return output, of_all(_pool(kept[0].flatten(2), self.network.architecture.pool), len(inputs))
 
     def _ordered_pairs(self, index: NDArray[np.int_], truth_I: Tensor) -> tuple[list[int], list[int]]:
         domains = self._domains[index]

@@ -24,6 +24,7 @@ from saqm.image import Image
 from saqm.loop import Group, Log, LoopConfig, Step, fit
 from saqm.network import SAQM, Architecture
 from saqm.patches import BINOMIAL, MARGIN, PATCH_SIDE, Preparation, compress, coverage, grid, luminance
+from saqm.together import of_all, own_share
 
 RADIAL_BANDS = 14  # rings of equal width in spatial frequency, up to the corner of the spectrum
 _LAGS = ((1, 0), (0, 1), (1, 1), (1, -1))  # neighbours whose products say how far grain reaches
@@ -162,7 +163,8 @@ class PretrainTask:
         device = self.network.gamma.device
         truth_BS = self.module["scaler"](truth_BS.to(device))
         has_twin_B, maker_B = has_twin_B.to(device), maker_B.to(device)
-        feature_BD = self.network.embed(network_input(bands).to(device))
+        input_B3PP = network_input(bands)
+        feature_BD = of_all(self.network.embed(own_share(input_B3PP).to(device)), len(input_B3PP))
         guess_BS = self.module["probe"](feature_BD).float()
         own = F.smooth_l1_loss(guess_BS[:, :STATISTICS], truth_BS[:, :STATISTICS])
         loss, logs = config.statistics * own, {"statistics": float(own.detach())}
