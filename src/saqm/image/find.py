@@ -85,7 +85,7 @@ def _found(path: Path, *, explicit: bool) -> Iterator[str]:
     elif path.is_file():
         if explicit and DIRECTORY in _head(path)[132:]:  # in a folder its files come by themselves
             yield from _referenced(path)
-        elif explicit or _counts(path.name, partial(_head, path)):
+        elif explicit or counts_as_image(path.name, partial(_head, path)):
             yield name
     elif explicit and glob.has_magic(name):
         matches = sorted(glob.glob(name, recursive=True))
@@ -97,7 +97,7 @@ def _found(path: Path, *, explicit: bool) -> Iterator[str]:
         yield name
 
 
-def _counts(name: str, head: Callable[[], bytes]) -> bool:
+def counts_as_image(name: str, head: Callable[[], bytes]) -> bool:
     """Whether a file found in a folder or an archive is worth opening."""
     lower = name.lower()
     if lower.endswith(IMAGE_SUFFIXES):
@@ -145,7 +145,9 @@ def _members(archive: str) -> Iterator[str]:
             for info in infos:
                 parts = PurePosixPath(info.filename).parts
                 hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
-                if not (info.is_dir() or hidden) and _counts(info.filename, partial(_member_head, opened, info)):
+                if not (info.is_dir() or hidden) and counts_as_image(
+                    info.filename, partial(_member_head, opened, info)
+                ):
                     yield f"{archive}{MEMBER}{info.filename}"
     except UNREADABLE:
         yield archive

@@ -1,0 +1,340 @@
+"""Scoring on Ray: the records of a local run, whatever dies; and names, objects and parts, which need no Ray."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import sys
+import zipfile
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from threading import Thread
+
+import fsspec
+import numpy as np
+import polars
+import pytest
+from PIL import Image as pillow
+from pydicom.data import get_testdata_file
+from typer import BadParameter
+
+from saqm import scale
+from saqm.batch import Record, Settings, score_many
+from saqm.cli import scaling
+from saqm.errors import ImageError, MissingExtra, ModelFileError, OutputError, SaqmError
+from saqm.scale import begin_parts, find_everywhere, names_in, save_parts, score_on_ray
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed (600 MB): pip install 'saqm[ray]'"
+)
+on_ray = [needs_ray, pytest.mark.slow, pytest.mark.filterwarnings("default")]  # Ray's own warnings are not ours
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of five grey pictures, an empty file, a text, a hidden picture, and two pictures in an archive."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(8):
+        noise = np.random.default_rng(number).integers(0, 30, (64, 96))
+        pillow.fromarray((30 * number + noise).astype(np.uint8)).save(folder / f"{number}.png")
+    (folder / "2.png").write_bytes(b"")
+    (folder / "notes.txt").write_text("no picture")
+    (folder / "5.png").rename(folder / ".hidden.png")
+    with zipfile.ZipFile(folder / "more.zip", "w") as archive:
+        for number in (6, 7):
+            archive.write(folder / f"{number}.png", f"{number}.png")
+            (folder / f"{number}.png").unlink()
+    return folder
+
+
+@pytest.fixture
+def settings(toy_model: Path) -> Settings:
+    return Settings(model=toy_model, mask="none")
+
+
+def local(names: Sequence[str], settings: Settings) -> list[Record]:
+    """What a run on this machine gives, as it is read back from JSON."""
+    return [json.loads(json.dumps(score.to_record())) for score in score_many(names, settings)]
+
+
+# On Ray
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One cluster for all tests here; it has room for two workers."""
+    import ray
+
+    scale._ray()
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+def processes_below(parent: int) -> Iterator[tuple[int, str]]:
+    """Number and command of every process that descends from one."""
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            number, rest = status.read_text().split(" (", 1)
+            command = (status.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # it has just ended
+            continue
+        if int(rest.rsplit(") ", 1)[1].split()[1]) == parent:
+            yield int(number), command
+            yield from processes_below(int(number))
+
+
+@pytest.mark.usefixtures("cluster")
+class TestOnRay:
+    pytestmark = on_ray
+
+    def test_the_records_are_those_of_a_local_run(self, pictures: Path, settings: Settings) -> None:
+        cine = get_testdata_file("SC_rgb_rle_2frame.dcm")
+        names = [*find_everywhere([str(pictures)]), str(pictures / "missing.png"), str(cine)]
+        both = replace(settings, model=(str(settings.model), "marziliano"))
+        records = list(score_on_ray(names, both, workers=2))
+        assert records == local(names, both)
+        assert len(records) > 2 * len(names)  # frames of the cine
+        assert {record["status"] for record in records} == {"scored", "not_scored"}
+
+    def test_objects_are_fetched_and_archives_among_them_opened(self, pictures: Path, settings: Settings) -> None:
+        names = list(find_everywhere([pictures.as_uri(), "file:///nowhere/1.png"]))
+        records = list(score_on_ray(names, settings, workers=1))
+        paths = [str(record["path"]).removeprefix(f"{pictures.as_uri()}/") for record in records]
+        members = ["more.zip!/6.png", "more.zip!/7.png"]
+        assert paths == [*(f"{n}.png" for n in range(5)), *members, "file:///nowhere/1.png"]
+        assert "cannot be fetched: FileNotFoundError" in str(records[-1]["reasons"])
+        there = [f"{pictures}/{path}" for path in paths[:-1]]
+        assert [record["score"] for record in records[:-1]] == [record["score"] for record in local(there, settings)]
+        assert all(
+            "/tmp" not in str(record["reasons"]) or str(pictures) in str(record["reasons"]) for record in records
+        )
+
+    def test_a_file_at_which_the_scoring_process_dies_costs_its_own_row(
+        self, pictures: Path, settings: Settings
+    ) -> None:
+        pipe = pictures / "endless.png"
+        os.mkfifo(pipe)
+
+        def kill_its_reader() -> None:
+            with pipe.open("wb"):  # goes on as soon as somebody reads
+                for number, what in processes_below(os.getpid()):
+                    if "spawn_main" in what:
+                        os.kill(number, signal.SIGKILL)
+
+        Thread(target=kill_its_reader, daemon=True).start()
+        names = [str(pictures / "0.png"), str(pipe), str(pictures / "1.png")]
+        records = list(score_on_ray(names, settings, workers=1))
+        assert [record["status"] for record in records] == ["scored", "not_scored", "scored"]
+        assert "the process that scored it died" in str(records[1]["reasons"])
+
+    def test_a_worker_killed_on_the_way_costs_nothing(self, tmp_path: Path) -> None:
+        names = []
+        for number in range(40):
+            noise = np.random.default_rng(number).integers(0, 256, (192, 192)).astype(np.uint8)
+            names.append(str(tmp_path / f"{number:02}.png"))
+            pillow.fromarray(noise).save(names[-1])
+        killed, records = 0, []
+        for record in score_on_ray(names, Settings(), workers=2):
+            if not killed:
+                killed = next(
+                    number for number, what in processes_below(os.getpid()) if what.startswith("ray::MapWork")
+                )
+                os.kill(killed, signal.SIGKILL)
+            records.append(record)
+        assert killed
+        assert [record["path"] for record in records] == names
+        assert records == local(names, Settings())
+
+    def test_a_broken_model_ends_the_run_and_not_a_file(self, pictures: Path, settings: Settings) -> None:
+        del settings
+        with pytest.raises(ModelFileError, match="nowhere"):
+            list(score_on_ray([str(pictures / "0.png")], Settings(model="nowhere.onnx")))
+
+    def test_a_run_that_was_stopped_left_nothing_behind_and_another_may_follow(
+        self, pictures: Path, settings: Settings
+    ) -> None:
+        names = list(find_everywhere([str(pictures)]))
+        running = score_on_ray(names, settings)
+        assert next(running)["path"] == names[0]
+        running.close()
+        assert list(score_on_ray(names, settings)) == local(names, settings)
+
+
+# Without Ray
+
+
+def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtra, match=r"scoring on Ray needs ray: pip install 'saqm\[ray\]'"):
+        score_on_ray(["a.png"], settings)
+
+
+def test_ray_is_told_to_report_nothing(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtra):
+        score_on_ray(["a.png"], settings)
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+def test_what_cannot_work_is_refused_before_the_work(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(SaqmError, match="0 workers; at least 1"):
+        score_on_ray([], settings, workers=0)
+    with pytest.raises(SaqmError, match="quality maps are not written on Ray"):
+        score_on_ray([], replace(settings, map_folder=tmp_path))
+    with pytest.raises(ModelFileError, match="nowhere"):
+        score_on_ray([], Settings(model="nowhere.onnx"))
+
+
+def test_objects_are_found_as_files_are(pictures: Path) -> None:
+    found = list(find_everywhere([pictures.as_uri()]))
+    files = [
+        path.as_uri() for path in sorted(pictures.iterdir()) if path.suffix in (".png", ".zip") and path.name[0] != "."
+    ]
+    assert found == files
+    assert list(find_everywhere([f"{pictures.as_uri()}/[01].png"])) == files[:2]
+    assert list(find_everywhere([f"{pictures.as_uri()}/missing.png"])) == [f"{pictures.as_uri()}/missing.png"]
+    assert list(find_everywhere([str(pictures / "0.png")])) == [str(pictures / "0.png")]
+
+
+def test_an_object_without_suffix_is_known_by_its_mark() -> None:
+    store = fsspec.filesystem("memory")
+    store.pipe({"/archive/IM0001": b"\0" * 128 + b"DICM", "/archive/README": b"text"})
+    try:
+        assert list(find_everywhere(["memory://archive"])) == ["memory:///archive/IM0001"]
+    finally:
+        store.rm("/archive", recursive=True)
+
+
+def test_an_object_is_fetched_with_its_name(tmp_path: Path, pictures: Path, settings: Settings) -> None:
+    store = fsspec.filesystem("memory")
+    store.pipe("/archive/a.png", (pictures / "0.png").read_bytes())
+    try:
+        [task] = scale._tasks("memory://archive/a.png", settings, str(tmp_path))
+    finally:
+        store.rm("/archive", recursive=True)
+    assert task.name == "memory://archive/a.png"
+    assert Path(task.path).read_bytes() == (pictures / "0.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"), [("teapot://a/b.png", "Protocol not known: teapot"), ("s3://bucket/a.png", "s3fs")]
+)
+def test_a_store_that_nothing_opens_is_told(url: str, reason: str) -> None:
+    if importlib.util.find_spec("s3fs") is not None and url.startswith("s3"):
+        pytest.skip("s3fs is here")
+    with pytest.raises(ImageError, match=rf"{url}: cannot be opened: .*{reason}"):
+        list(find_everywhere([url]))
+
+
+def test_an_archive_without_images_is_told(tmp_path: Path, settings: Settings) -> None:
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w"):
+        pass
+    with pytest.raises(ImageError, match=r"empty\.zip: no image in this archive"):
+        scale._tasks((tmp_path / "empty.zip").as_uri(), settings, str(tmp_path))
+
+
+def test_parts_hold_whole_files_in_order(pictures: Path, settings: Settings, tmp_path: Path) -> None:
+    names, parts = list(find_everywhere([str(pictures)])), tmp_path / "parts"
+    made = local(names, replace(settings, model=(str(settings.model), "marziliano")))
+    assert begin_parts(parts, settings) == set()
+    save_parts(made, parts, rows=3)
+    written = [polars.read_parquet(part)["path"].to_list() for part in sorted(parts.iterdir())]
+    assert [len(part) for part in written] == [4, 4, 4, 2]
+    assert [name for part in written for name in part] == [record["path"] for record in made]
+    assert names_in(parts) == set(names)
+
+
+def test_a_stopped_run_goes_on_with_what_is_missing(pictures: Path, settings: Settings, tmp_path: Path) -> None:
+    names, parts = list(find_everywhere([str(pictures)])), tmp_path / "parts"
+
+    def stopped() -> Iterator[Record]:
+        yield from local(names[:5], settings)
+        raise KeyboardInterrupt
+
+    begin_parts(parts, settings)
+    with pytest.raises(KeyboardInterrupt):
+        save_parts(stopped(), parts, rows=2)
+    known = begin_parts(parts, settings, resume=True)
+    assert known == set(names[:4])  # the fifth waited for its part to be full
+    save_parts(local([name for name in names if name not in known], settings), parts, rows=2)
+    table = polars.read_parquet(parts)
+    assert table["path"].to_list() == names
+    assert table["score"].to_list() == [record["score"] for record in local(names, settings)]
+
+
+def test_parts_of_another_run_are_left_alone(pictures: Path, settings: Settings, tmp_path: Path) -> None:
+    parts = tmp_path / "parts"
+    begin_parts(parts, settings)
+    save_parts(local([str(pictures / "0.png")], settings), parts)
+    with pytest.raises(OutputError, match="has the parts of an earlier run; --resume goes on with it"):
+        begin_parts(parts, settings)
+    with pytest.raises(OutputError, match="begun with another model, version or other options"):
+        begin_parts(parts, replace(settings, stride=16), resume=True)
+    (tmp_path / "parts.run.json").unlink()
+    with pytest.raises(OutputError, match="begun with another model, version or other options"):
+        begin_parts(parts, settings, resume=True)
+
+
+# The command
+
+
+def watched(records: Iterable[Record]) -> Iterator[Record]:
+    """What the command does with records on their way: here it marks them."""
+    return ({**record, "verdict": "pass"} for record in records)
+
+
+def test_the_command_writes_a_folder_and_goes_on_with_it(
+    pictures: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Sequence[str]] = []
+
+    def instead(names: Sequence[str], settings: Settings, *, workers: int) -> Generator[Record]:
+        asked.append(names)
+        assert workers == 2
+        yield from local(names, settings)
+
+    monkeypatch.setattr(scale, "score_on_ray", instead)
+    names = scaling.found_everywhere([str(pictures)])
+    scaling.score_on_ray(names[:3], settings, 2, tmp_path / "parts", watched, resume=False)
+    scaling.score_on_ray(names, settings, 2, tmp_path / "parts", watched, resume=True)
+    assert asked == [names[:3], names[3:]]
+    table = polars.read_parquet(tmp_path / "parts")
+    assert table["path"].to_list() == names
+    assert set(table["verdict"]) == {"pass"}
+    scaling.score_on_ray(names, settings, 2, tmp_path / "one.parquet", watched, resume=False)
+    assert polars.read_parquet(tmp_path / "one.parquet").equals(table)
+
+
+def test_the_command_says_what_it_needs(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(BadParameter, match="--on ray writes a file or a folder"):
+        scaling.score_on_ray(["a.png"], settings, 1, None, watched, resume=False)
+    with pytest.raises(BadParameter, match="--resume on Ray goes on with a folder of parts"):
+        scaling.score_on_ray(["a.png"], settings, 1, tmp_path / "one.parquet", watched, resume=True)
+    with pytest.raises(OutputError, match="cannot tell the format"):
+        scaling.score_on_ray(["a.png"], settings, 1, tmp_path / "one.xlsx", watched, resume=False)
+    with pytest.raises(ImageError, match="no image found in"):
+        scaling.found_everywhere([str(tmp_path)])
+
+
+# The page
+
+
+@pytest.mark.parametrize("benchmark", ["scale", "train_speed"])
+def test_the_page_quotes_what_was_measured(benchmark: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[1]
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    spec = importlib.util.spec_from_file_location(f"benchmark_{benchmark}", root / "benchmarks" / f"{benchmark}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    made = json.loads((root / "benchmarks" / "results" / f"{benchmark}.json").read_text(encoding="utf-8"))
+    page = (root / "docs" / "scale.md").read_text(encoding="utf-8")
+    assert f"<!-- benchmarks/{benchmark}.py -->\n{module.markdown(made)}<!-- end of" in page
