@@ -37,6 +37,8 @@ STOREYS = {
     "datasets": 2,
     # 3 the hinge
     "findings": 3,
+    "sampling": 3,
+    "engine_trial": 3,
     "engine": 3,
     "calibration": 3,
     "maps": 3,
@@ -52,6 +54,7 @@ STOREYS = {
     "comparison": 4,
     "rating": 4,
     "agreement": 4,
+    "dicomweb": 4,
     # 5 engines of training
     "loop": 5,
     "recipes": 5,
@@ -60,9 +63,14 @@ STOREYS = {
     "frozen": 5,
     "opinions": 5,
     "watching": 5,
+    "together": 5,
     "train": 5,
     "texture": 5,
+    "quantise": 5,
     "export": 5,
+    "scale": 5,
+    "service": 5,
+    "node": 5,
     # 6 roof
     "experiments": 6,
     "table2": 6,
@@ -86,13 +94,14 @@ IMPORTED_IN = {
         "pretrain",
         "table2",
         "texture",
+        "together",
         "train",
         "watching",
     },
     "lightning": {"loop"},
     "jaxtyping": {"network"},
     "onnxscript": {"export"},
-    "onnx": set(),  # torch's exporter uses it
+    "onnx": {"quantise"},
     "matplotlib": {
         "outputs.curves",
         "outputs.differences",
@@ -101,13 +110,29 @@ IMPORTED_IN = {
         "outputs.scatter",
         "loop",
     },
-    "polars": {"outputs.table"},
+    "polars": {"outputs.table", "scale"},
+    "ray": {"scale"},
+    "fsspec": {"scale"},
     "imagecodecs": {"image.jpeg"},
     "sklearn": {"fitting"},
     "skimage": {"datasets.surrogate"},
+    "fastapi": {"service.app"},
+    "starlette": {"service.app"},
+    "uvicorn": {"service.server"},
+    "python_multipart": {"service.uploads"},
+    "prometheus_client": {"service.telemetry"},
+    "pynetdicom": {"node.guarded", "node.listener", "node.sending"},
+    "highdicom": {
+        "node.running",
+        "outputs.dicom.building",
+        "outputs.dicom.maps",
+        "outputs.dicom.notes",
+        "outputs.dicom.report",
+    },
     # not optional, but each has its room
-    "onnxruntime": {"engine"},
-    "pydantic": {"modelfile"},
+    "onnxruntime": {"engine", "quantise"},
+    "openvino": {"engine"},
+    "pydantic": {"modelfile", "node.settings", "service.schemas", "service.settings"},
     "typer": {
         "cli",
         "cli.acting",
@@ -115,9 +140,13 @@ IMPORTED_IN = {
         "cli.evaluating",
         "cli.experiment",
         "cli.models",
+        "cli.node",
+        "cli.pulling",
         "cli.rating",
         "cli.reporting",
+        "cli.scaling",
         "cli.scoring",
+        "cli.serving",
         "cli.teaching",
         "cli.terminal",
     },
@@ -125,7 +154,27 @@ IMPORTED_IN = {
     "nrrd": {"image.volume", "image.volume_header"},
     "tifffile": {"image.raster"},
 }
-OPTIONAL = {"torch", "lightning", "jaxtyping", "onnxscript", "onnx", "matplotlib", "polars", "imagecodecs", "sklearn"}
+OPTIONAL = {
+    "torch",
+    "lightning",
+    "jaxtyping",
+    "onnxscript",
+    "onnx",
+    "openvino",
+    "matplotlib",
+    "polars",
+    "imagecodecs",
+    "sklearn",
+    "ray",
+    "fsspec",
+    "fastapi",
+    "starlette",
+    "uvicorn",
+    "python_multipart",
+    "prometheus_client",
+    "pynetdicom",
+    "highdicom",
+}
 
 # House rule 2: the only modules that open, read or write files, and what.
 TOUCHES_FILES = {
@@ -134,9 +183,14 @@ TOUCHES_FILES = {
     "manifest": "manifests and their sidecars",
     "datasets": "the table that a downloaded folder brings, and a surrogate set",
     "modelfile": "model files and their cards",
+    "engine_trial": "verdicts in the platform's cache folder",
     "batch": "its journal",
     "outputs": "results",
     "rating": "its journal and its page",
+    "scale": "the folder of its parts, and what stands beside it",
+    "service": "uploads, records of jobs, keys",
+    "node": "its queue, its settings",
+    "dicomweb": "instances it fetches, and objects it sends",
     "metrics": "their parameter files",
     "recipes": "recipes in TOML",
     "loop": "the folder of a run: checkpoint, log, curve",
@@ -156,9 +210,37 @@ OPENERS = {
 # House rules 5 and 9, and no pickles: these are imported nowhere.
 FORBIDDEN = {"urllib", "http", "socket", "requests", "httpx", "pickle", "random", "dill", "joblib"}
 # The page of a reader study listens on this machine; it calls nobody.
-LISTENS = {"rating.server": {"http"}}
+LISTENS = {
+    "rating.server": {"http"},
+    "dicomweb.server": {"urllib"},
+    "dicomweb.wire": {"http", "urllib"},
+    "dicomweb.pulling": {"http", "urllib"},
+    "dicomweb.storing": {"http"},
+    "service.problems": {"http"},
+    "node.guarded": {"socket"},
+}
 # House rule 9: who may read clock or environment.
-TELLS_TIME = {"cli.terminal": "--timestamp", "loop": "seconds of a step, for its log only"}
+TELLS_TIME = {
+    "cli.terminal": "--timestamp",
+    "engine_trial": "environment: the cap of oneDNN, and where caches lie",
+    "loop": "seconds of a step, for its log only",
+    "scale": "environment: Ray",
+    "service.desk": "of records and reports",
+    "service.door": "seconds of a request",
+    "service.jobs": "their expiry",
+    "service.lanes": "seconds of work",
+    "service.reports": "as an argument",
+    "service.telemetry": "of log lines",
+    "cli.serving": "environment: settings",
+    "cli.node": "environment: settings; and how long something waits",
+    "node.guarded": "deadlines of a connection",
+    "node.listener": "how long a stop may take",
+    "node.logs": "of log lines",
+    "node.running": "of the queue and of reports, as an argument to them",
+    "node.work": "of reports, from what it is given; and how long a stop may take",
+    "dicomweb.server": "environment: credentials, which must not stand in a URL",
+    "dicomweb.wire": "how long an answer takes, and pauses between attempts",
+}
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def test_every_command_of_the_contract_is_there() -> None:
     names = {" ".join(command) for command in commands()}
     assert names == {
         "score", "inspect", "train", "pretrain", "adapt", "evaluate", "calibrate", "export", "fit",
-        "rate", "agreement", "gate", "threshold", "compare", "report",
+        "rate", "agreement", "gate", "threshold", "compare", "report", "serve", "node", "pull", "push",
         "data folder", "data ct-reader-study", "data tid2013", "data kadid10k", "data koniq10k", "data live",
         "data csiq", "data ldctiqac2023", "data md72", "data surrogate", "models list", "models show", "models verify",
         "experiment table2", "experiment table3",
@@ -517,7 +517,7 @@ def test_a_newer_model_format_and_a_foreign_graph_are_refused(
         (["--json", "--format", "csv"], "choose one"),
         (["--resume"], "name it with --out"),
         (["--map-stride", "8"], "name its folder with --map"),
-        (["--map", "m", "--map-format", "png,jpg"], "--map-format png,jpg: png, npy, nii, each at most once"),
+        (["--map", "m", "--map-format", "png,jpg"], "--map-format png,jpg: png, npy, nii, dcm, each at most once"),
         (["--map", "m", "--map-format", "png,png"], "each at most once"),
         (["--out", "x.csv", "--json"], "decides its format"),
         (["--jobs", "0"], "greater than or equal to 1"),

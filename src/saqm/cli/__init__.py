@@ -12,7 +12,20 @@ from typing import Annotated
 import typer
 
 from saqm import __version__
-from saqm.cli import acting, data, evaluating, experiment, models, rating, reporting, scoring, teaching
+from saqm.cli import (
+    acting,
+    data,
+    evaluating,
+    experiment,
+    models,
+    node,
+    pulling,
+    rating,
+    reporting,
+    scoring,
+    serving,
+    teaching,
+)
 from saqm.cli.terminal import say
 from saqm.errors import SaqmError
 
@@ -29,6 +42,9 @@ app.add_typer(evaluating.commands)
 app.add_typer(acting.commands)
 app.add_typer(rating.commands)
 app.add_typer(teaching.commands)
+app.add_typer(serving.commands)
+app.add_typer(node.commands)
+app.add_typer(pulling.commands)
 app.add_typer(data.commands, name="data")
 app.add_typer(models.commands, name="models")
 app.add_typer(experiment.commands, name="experiment")
