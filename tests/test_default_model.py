@@ -173,10 +173,13 @@ def test_files_hold_no_path_of_the_machine_that_made_them() -> None:
 
 
 @pytest.mark.slow
-def test_torch_and_onnx_engines_agree(normal_dose: list[Image]) -> None:
-    torch_scorer, onnx_scorer = load_scorer(engine="torch"), load_scorer(engine="onnx")
-    for image in normal_dose[:2]:
-        assert torch_scorer.rate(image).score == pytest.approx(onnx_scorer.rate(image).score, abs=0.02)
+def test_8_bit_integers_score_as_32_bits_do(normal_dose: list[Image]) -> None:
+    """On average within half a point of 100, as the card says; the torch engine has 32 bits."""
+    torch_scorer, served = load_scorer(engine="torch"), load_scorer(engine="onnx")
+    assert served.model["engine"] in ("onnx-int8", "onnx")  # the latter where this machine cannot run them
+    full, eight = (np.array([s.rate(image).score for image in normal_dose]) for s in (torch_scorer, served))
+    assert np.abs(full - eight).mean() <= 0.5
+    assert np.abs(full - eight).max() <= 1.5
 
 
 def test_out_of_fold_table_covers_every_training_image() -> None:
