@@ -110,8 +110,11 @@ benchmark-service: env ## the node and the service under load and attack: benchm
 front: env ## accuracy against cost: narrower members distilled from the default: benchmarks/results/front.*
 	$(BIN)/python benchmarks/front.py
 
-benchmark: env ## measure what models cost: size, operations, time of an image
+benchmark: env ## what models cost, this machine's limits, engines and precisions beside them, very many images
 	$(BIN)/python benchmarks/cost.py
+	$(BIN)/python benchmarks/limits.py
+	$(BIN)/python benchmarks/engines.py
+	$(BIN)/python benchmarks/scale.py
 
 clean: ## remove the environment and everything made
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -25,7 +25,7 @@ from saqm.calibration import (
     picture_statistics,
     to_score,
 )
-from saqm.engine import Engine, EngineName, WindowOutputs, load_engine
+from saqm.engine import Engine, EngineName, WindowOutputs, form_of, load_engine
 from saqm.errors import ModelFileError, NotScorable, SaqmError
 from saqm.image import Image
 from saqm.maps import QualityMap, in_score_units, spread_windows
@@ -392,7 +392,7 @@ def load_scorer(
             return _metric_scorer(*found)
         if _is_bare(asked):
             raise ModelFileError(_no_such_scorer(asked))
-    path = open_model(asked, "safetensors" if engine == "torch" else "onnx")
+    path = open_model(asked, form_of(engine))
     return ModelScorer(load_engine(path, engine, threads))
 
 
