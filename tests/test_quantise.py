@@ -261,10 +261,13 @@ def test_a_card_that_speaks_of_integers_makes_no_int8_model(
     assert load_engine(tmp_path / "a.onnx").name == "onnx"
 
 
-def test_openvino_missing_names_the_install_line(models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("which", [0, 1], ids=["32 bits", "int8"])
+def test_openvino_missing_names_the_install_line(
+    models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtra, match=r"engine openvino needs openvino: pip install 'saqm\[openvino\]'"):
-        load_engine(models[0], "openvino")
+        load_engine(models[which], "openvino")
 
 
 def test_openvino_agrees_in_32_bits_and_nearly_in_bf16(models: tuple[Path, Path], windows: Array) -> None:

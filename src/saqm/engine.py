@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
@@ -116,6 +117,8 @@ def load_engine(path: str | Path, engine: EngineName = "auto", threads: int | No
     name = _named(path, model, chosen)
     warnings: tuple[str, ...] = ()
     library, _, precision = name.partition("-")
+    if library == "openvino" and find_spec("openvino") is None:  # asked for by name: nothing else runs in its place
+        raise MissingExtra("openvino", "openvino", "engine openvino")
     if precision and library != "cuda":
         reason = refusal(_TRIAL, str(path), chosen, package=_PACKAGE[library], about=f"{name} {model.sha256}")
         if reason is not None:
