@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export SAQM_SHARED ?= ../shared
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check format format-check lint types docs docs-check train-default fit-metrics laws table2 table3 ablations evidence signs ceilings natural findings test-pacs check-deploy benchmark-metrics benchmark-service benchmark-peers front benchmark clean
+.PHONY: help env demo test check format format-check lint types docs docs-check train-default fit-metrics laws table2 table3 ablations evidence signs ceilings natural findings test-pacs check-deploy benchmark-metrics benchmark-service benchmark-peers benchmark-pipeline front benchmark clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -106,6 +106,9 @@ benchmark-peers: env ## whole tools side by side on one CT slice (their install 
 
 benchmark-service: env ## the node and the service under load and attack: benchmarks/results/service.*
 	$(BIN)/python benchmarks/service.py
+
+benchmark-pipeline: env ## files to a table beside the scorer alone; killed half way and resumed (needs the study)
+	$(BIN)/python benchmarks/pipeline.py
 
 front: env ## accuracy against cost: narrower members distilled from the default: benchmarks/results/front.*
 	$(BIN)/python benchmarks/front.py

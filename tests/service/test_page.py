@@ -245,7 +245,7 @@ def test_a_cine_is_dropped_looked_through_judged_and_reported(
         assert np.array_equal(centred(pixels(page), 240, 320)[..., :3], truth)
 
         page.keyboard.press(" ")  # runs, and goes on beyond the last frame
-        page.get_by_text("Frame 4 of 30", exact=True).wait_for()
+        page.get_by_text(re.compile(r"^Frame ([4-9]|[12]\d|30) of 30$")).wait_for()  # a busy machine may skip some
         page.keyboard.press(" ")
         assert page.locator("#play").inner_text() == "Play"
         page.locator("#lowest").click()
