@@ -286,6 +286,7 @@ def test_the_window_is_dragged_typed_and_reset(browser: Browser, address: str) -
         page.set_input_files("#files", sample(CT))
         settle(page)
         page.locator("#result .big").wait_for()
+        ready(page)  # a picture that comes later is fitted to the stage
         page.keyboard.press("1")
         ready(page)
         judged = np.rint(255 * read_image(sample(CT)).pixels)
@@ -328,6 +329,7 @@ def test_the_map_lies_over_the_picture(browser: Browser, address: str) -> None:
         page.set_input_files("#files", sample(CT))
         settle(page)
         page.locator("#result .big").wait_for()
+        ready(page)  # a picture that comes later is fitted to the stage
         page.keyboard.press("1")
         ready(page)
         before = pixels(page)
