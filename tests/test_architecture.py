@@ -187,6 +187,7 @@ TOUCHES_FILES = {
     "batch": "its journal",
     "outputs": "results",
     "rating": "its journal and its page",
+    "workers": "what Linux tells of its processes' memory",
     "scale": "the folder of its parts, and what stands beside it",
     "service": "uploads, records of jobs, keys",
     "node": "its queue, its settings",

@@ -162,6 +162,19 @@ def test_an_error_that_cannot_travel_keeps_its_words() -> None:
     assert "pip install 'saqm[dicom]'" in str(found)
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells how much memory a process has")
+def test_a_process_that_has_grown_gives_its_place_to_a_fresh_one(
+    workers: Workers, pictures: list[str], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = workers.score(tasks(pictures[:1], settings))
+    kept = {workers.run(os.getpid) for _ in range(4)}
+    assert len(kept) == 2  # the same two all along
+    monkeypatch.setattr("saqm.workers.GROWN", -1)
+    assert len({workers.run(os.getpid) for _ in range(4)}) == 4
+    assert workers.score(tasks(pictures[:1], settings))[0].scores == first[0].scores
+    assert workers.alive == 2
+
+
 def test_several_callers_share_the_workers(workers: Workers, pictures: list[str], settings: Settings) -> None:
     (alone,) = workers.score(tasks(pictures[:1], settings))
     found: list[object] = []

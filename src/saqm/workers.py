@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 TOGETHER = 1 << 20  # pixels whose windows share the engine's batches: enough to fill them, few enough to hold
 PULSE = 0.1  # seconds between looks at whether the caller wants to stop
+GROWN = 256  # MB that a process may have gained since it was ready; then another takes its place between two calls
 START = 120.0  # seconds that a process may take to load its models
 
 T = TypeVar("T")
@@ -178,7 +179,10 @@ class Workers:
             if self._closed:
                 raise SaqmError(CLOSED) from error
             raise
-        self._idle.put(worker)
+        if worker.gained() > GROWN:  # decoders and large reports leave holes that are never given back
+            self._replace(worker)
+        else:
+            self._idle.put(worker)
         if isinstance(answer, SaqmError):
             raise answer
         return answer
@@ -221,6 +225,7 @@ class _Worker:
         self.process.start()
         theirs.close()  # so that its end is told by an end of file
         self._models: tuple[dict[str, str], ...] | None = None
+        self._lean = 0.0
 
     def ready(self) -> tuple[dict[str, str], ...]:
         """What the records say of its models, once they are loaded."""
@@ -228,8 +233,12 @@ class _Worker:
             kind, said = self._hear(START, lambda: False)
             if kind != "ready":
                 raise ModelFileError(said) if kind == "refused" else SaqmError(f"a worker cannot start: {said}")
-            self._models = said
+            self._models, self._lean = said, _megabytes(self.process.pid)
         return self._models
+
+    def gained(self) -> float:
+        """MB of memory that it has more than when it was ready; 0 where the system does not tell."""
+        return _megabytes(self.process.pid) - self._lean
 
     def call(
         self,
@@ -272,6 +281,15 @@ class _Worker:
         except (EOFError, OSError) as error:
             raise WorkerError(DIED) from error
         return said
+
+
+def _megabytes(pid: int | None) -> float:
+    """Resident memory of a process, from Linux's statm; 0 elsewhere."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 CLOSED = "the workers are closed"
