@@ -6,7 +6,7 @@ Axes: N windows, C channels (always 3, Table 1 row 1), H W image, P side of a wi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -49,8 +49,8 @@ class Preparation:
 class Windows:
     """The windows of one image that are to be judged.
 
-    planes_CHW: float32, the prepared channels of the whole image.
-    positions_N2: int, top row and left column of each judged window, in reading order.
+    planes_CHW: float32, the prepared channels of the box around these windows, whose top left pixel is `corner`.
+    positions_N2: int, top row and left column of each judged window in the image, in reading order.
     total: how many windows the grid has, judged or masked.
     """
 
@@ -58,6 +58,7 @@ class Windows:
     positions_N2: NDArray[np.int_]
     patch: int
     total: int
+    corner: tuple[int, int] = (0, 0)
 
     def __len__(self) -> int:
         return len(self.positions_N2)
@@ -65,7 +66,7 @@ class Windows:
     def take(self, index: NDArray[np.int_] | slice) -> NDArray[np.float32]:
         """The chosen windows, float32 (N, 3, P, P)."""
         views = np.lib.stride_tricks.sliding_window_view(self.planes_CHW, (self.patch, self.patch), axis=(1, 2))
-        rows, columns = self.positions_N2[index].T
+        rows, columns = (self.positions_N2[index] - self.corner).T
         return np.ascontiguousarray(views[:, rows, columns].swapaxes(0, 1))
 
     def batches(self, size: int = CHUNK) -> Iterator[NDArray[np.float32]]:
@@ -120,7 +121,7 @@ def refuse_blank(pixels: NDArray[np.floating], mask: NDArray[np.bool_]) -> None:
 
 
 def planes(image: Image, preparation: Preparation) -> NDArray[np.float32]:
-    """The three channels that the network is given, for the whole image, float32 (3, H, W)."""
+    """The three channels that the network is given, float32 (3, H, W)."""
     if preparation.channels == "rgb":
         made = (image.pixels if image.pixels.ndim == 3 else np.repeat(image.pixels[..., None], 3, 2)).transpose(2, 0, 1)
     elif preparation.channels == "gray":
@@ -151,12 +152,12 @@ def grid(height: int, width: int, patch: int, stride: int) -> NDArray[np.int_]:
 
 def coverage(mask: NDArray[np.bool_], positions_N2: NDArray[np.int_], patch: int) -> NDArray[np.float64]:
     """Share of each window that lies inside the mask, (N,), 0 to 1."""
-    total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int64)
-    np.cumsum(np.cumsum(mask, 1, np.int32), 0, out=total[1:, 1:])
     top, left = positions_N2.T
-    bottom, right = top + patch, left + patch
-    inside = total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left]
-    return np.asarray(inside / patch**2)
+    tops, row = np.unique(top, return_inverse=True)
+    before = np.zeros((len(tops), mask.shape[1] + 1), np.int64)  # judged pixels of a row of windows, left of a column
+    for at, first in enumerate(tops):
+        np.cumsum(mask[first : first + patch].sum(0, dtype=np.int32), out=before[at, 1:])
+    return np.asarray((before[row, left + patch] - before[row, left]) / patch**2)
 
 
 def cut(image: Image, preparation: Preparation, stride: int | None = None) -> Windows:
@@ -180,7 +181,10 @@ def cut(image: Image, preparation: Preparation, stride: int | None = None) -> Wi
             f"nothing to judge: no {patch}x{patch} window lies at least {preparation.min_coverage:.0%} inside the mask "
             f"({image.judged_share:.0%} of the picture)"
         )
-    return Windows(planes(image, preparation), judged, patch, len(positions))
+    top, left = np.maximum(judged.min(0) - MARGIN, 0)  # nothing else is prepared, and the numbers are the same
+    bottom, right = judged.max(0) + patch + MARGIN
+    box = replace(image, pixels=image.pixels[top:bottom, left:right], mask=image.mask[top:bottom, left:right])
+    return Windows(planes(box, preparation), judged, patch, len(positions), (int(top), int(left)))
 
 
 def pool(scores_N: NDArray[np.floating], weights_N: NDArray[np.floating] | None = None) -> float:
