@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 def run(out: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(EXAMPLE), "--out", str(out)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
 
 
 def test_the_example_prints_its_table_and_leaves_a_model_that_scores(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ STOREYS = {
     "sampling": 3,
     "engine_trial": 3,
     "engine": 3,
+    "lending": 3,
     "calibration": 3,
     "maps": 3,
     "scorer": 3,

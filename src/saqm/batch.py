@@ -6,7 +6,8 @@
 
 With several models each image is read once and gives a row for each of them, in the order they were named.
 
-Every worker runs its engine on one thread, so the numbers are the same bits whatever `jobs`. With `jobs` above 1 the
+Every worker runs its engine on one thread, so the numbers are the same bits whatever `jobs`; on a GPU all of them read
+and cut, and use the one engine of the calling process. With `jobs` above 1 the
 calling script needs the usual `if __name__ == "__main__":`, because workers are started afresh (spawn).
 """
 
@@ -19,12 +20,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
+from functools import partial
+from itertools import groupby, zip_longest
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Literal, Self, cast
+from typing import IO, TYPE_CHECKING, Literal, Self, TypeGuard, cast
 
 from saqm import __version__
 from saqm.errors import ImageError, ModelFileError, OutputError, SaqmError
@@ -35,12 +37,15 @@ if TYPE_CHECKING:
 
     from saqm.engine import EngineName
     from saqm.image import Image
+    from saqm.lending import Loan
     from saqm.outputs.dicom import Maker
     from saqm.outputs.map_files import MapFiles, MapFormat
-    from saqm.scorer import AnyScorer, Score
+    from saqm.scorer import AnyScorer, ModelScorer, Score
 
 Record = Mapping[str, object]
 Scorers = tuple["AnyScorer", ...]
+Loans = tuple["Loan | None", ...]  # of each scorer whose engine another process lends
+Pools = Callable[[int], ProcessPoolExecutor]  # a pool of so many workers
 Groups = Generator[tuple[str, "tuple[Score, ...] | None"]]  # each file's name with its rows
 
 PENDING_PER_JOB = 4  # files waiting for each worker: enough to keep it busy, few enough to bound memory
@@ -270,9 +275,27 @@ def _groups(
 def _parallel(
     names: Iterable[str], settings: Settings, scorers: Scorers, jobs: int, known: Callable[[str], bool]
 ) -> Groups:
+    from saqm.lending import lend
+
+    with ExitStack() as stack:
+        loans = tuple(stack.enter_context(lend(scorer.engine)) if _lends(scorer) else None for scorer in scorers)
+        models = [scorer.model for scorer in scorers]
+        yield from _by_workers(names, jobs, known, partial(_pool, settings, loans), models)
+
+
+def _lends(scorer: AnyScorer) -> TypeGuard[ModelScorer]:
+    """Whether all workers use this process's engine: a GPU's."""
+    from saqm.scorer import ModelScorer
+
+    return isinstance(scorer, ModelScorer) and scorer.engine.name.startswith("cuda")
+
+
+def _by_workers(
+    names: Iterable[str], jobs: int, known: Callable[[str], bool], pool_of: Pools, models: Sequence[Mapping[str, str]]
+) -> Groups:
     waiting: deque[tuple[str, ProcessPoolExecutor, Future[tuple[Score, ...]] | None]] = deque()
     todo = iter(names)
-    pool = _pool(settings, jobs)
+    pool = pool_of(jobs)
     future: Future[tuple[Score, ...]] | None
     try:
         while True:
@@ -283,7 +306,7 @@ def _parallel(
                 try:
                     future = pool.submit(_work, name)
                 except BrokenProcessPool:
-                    pool = _pool(settings, jobs)
+                    pool = pool_of(jobs)
                     future = pool.submit(_work, name)
                 waiting.append((name, pool, future))
             if not waiting:
@@ -295,36 +318,36 @@ def _parallel(
                 # A worker died, and nothing says at which file. All that were under way raise this in their turn;
                 # each is tried in a process of its own, and the one that kills that too is the one at fault.
                 if its_pool is pool:
-                    pool = _pool(settings, jobs)
-                scores = _score_alone(name, settings, scorers)
+                    pool = pool_of(jobs)
+                scores = _score_alone(name, pool_of, models)
             yield name, scores
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _score_alone(name: str, settings: Settings, scorers: Scorers) -> tuple[Score, ...]:
-    with _pool(settings, 1) as single:
+def _score_alone(name: str, pool_of: Pools, models: Sequence[Mapping[str, str]]) -> tuple[Score, ...]:
+    with pool_of(1) as single:
         try:
             return single.submit(_work, name).result()
         except BrokenProcessPool:
             reason = f"{name}: the process that scored it died (out of memory, or a crash inside a decoder)"
-            return unread(name, reason, [scorer.model for scorer in scorers])
+            return unread(name, reason, models)
 
 
-def _pool(settings: Settings, jobs: int) -> ProcessPoolExecutor:
+def _pool(settings: Settings, loans: Loans, jobs: int) -> ProcessPoolExecutor:
     # spawn: ONNX Runtime and torch hold threads, which a forked process would find dead
     return ProcessPoolExecutor(
-        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker, initargs=(settings,)
+        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker, initargs=(settings, loans)
     )
 
 
 _worker: tuple[Settings, Scorers] | None = None  # set once in each worker process, never in the caller's
 
 
-def _begin_worker(settings: Settings) -> None:
+def _begin_worker(settings: Settings, loans: Loans) -> None:
     global _worker  # noqa: PLW0603  a process pool has no other place to keep what it loads once
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to answer
-    _worker = (settings, load_scorers(settings))
+    _worker = (settings, load_scorers(settings, loans))
 
 
 def _work(name: str) -> tuple[Score, ...]:
@@ -333,13 +356,20 @@ def _work(name: str) -> tuple[Score, ...]:
     return _score_file(name, *_worker)
 
 
-def load_scorers(settings: Settings) -> Scorers:
-    """What scores each image, in order. Raises SaqmError for an option that none of them has a use for."""
+def load_scorers(settings: Settings, loans: Loans = ()) -> Scorers:
+    """What scores each image, in order; where there is a loan, by the engine that another process lends.
+
+    Raises SaqmError for an option that none of them has a use for.
+    """
+    from saqm.lending import borrow
     from saqm.scorer import ModelScorer, load_scorer
 
     one = settings.model is None or isinstance(settings.model, str | Path)
     models = cast("Sequence[str | Path | None]", (settings.model,) if one else settings.model)
-    scorers = tuple(load_scorer(model, engine=settings.engine, threads=1) for model in models)
+    scorers = tuple(
+        load_scorer(model, engine=settings.engine, threads=1) if loan is None else ModelScorer(borrow(loan))
+        for model, loan in zip_longest(models, loans)
+    )
     names = [scorer.name for scorer in scorers]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise SaqmError(f"two of the models are called {twice}, so their rows could not be told apart")

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from saqm.network import SAQM
 
 EngineName = Literal["auto", "onnx", "openvino", "openvino-bf16", "torch", "torch-bf16", "cuda", "cuda-bf16"]
-Forward = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], ...]]  # (CHUNK, 3, P, P) -> score, weight, feature
+Forward = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], ...]]  # (N, 3, P, P) -> score, weight, feature
+
+# Windows that a GPU meets at a time: CHUNK of them, 1.7 G multiply-accumulates in the shipped network, would be over
+# before the next could be launched. Not measured: no GPU was at hand.
+GPU_CHUNK = 64
 
 _INPUT, _OUTPUTS = "windows", ("score", "weight", "feature")
 _INT8 = b"\x22\x0eQuantizeLinear"  # NodeProto's op_type as it stands in the file: the graph is in 8-bit integers
@@ -46,7 +50,7 @@ class Engine:
     """A loaded model. `sha256` and `path` are those of the model file.
 
     name: what runs it, and in which precision if not 32 bits: "onnx", "onnx-int8", "openvino-bf16", "torch".
-    warnings: what else a record should say of how it was run.
+    warnings: what else a record should say of how it was run. batch: how many windows `forward` takes, always.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Engine:
     forward: Forward
     path: Path
     warnings: tuple[str, ...] = ()
+    batch: int = CHUNK
 
     @property
     def preparation(self) -> Preparation:
@@ -64,23 +69,25 @@ class Engine:
     def run(self, windows_N3PP: NDArray[np.float32]) -> WindowOutputs:
         """Judge N >= 1 windows, float32 (N, 3, P, P).
 
-        The network always meets CHUNK windows at a time, the last batch filled up with zeros, so that a window's result
-        has the same bits whatever else is judged with it, and memory stays bounded. Raises NotScorable for pixels that
-        are not finite, and ModelFileError for a graph that gives anything but finite numbers and positive weights.
+        The network always meets `batch` windows at a time, the last batch filled up with zeros, so that a window's
+        result has the same bits whatever else is judged with it, and memory stays bounded. Raises NotScorable for
+        pixels that are not finite, and ModelFileError for a graph that gives anything but finite numbers and positive
+        weights.
         """
         if not np.isfinite(windows_N3PP).all():
             raise NotScorable("pixels that are not finite (NaN or infinite)")
-        parts = [self._chunk(windows_N3PP[start : start + CHUNK]) for start in range(0, len(windows_N3PP), CHUNK)]
+        starts = range(0, len(windows_N3PP), self.batch)
+        parts = [self._judge(windows_N3PP[start : start + self.batch]) for start in starts]
         return WindowOutputs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
-    def _chunk(self, windows_N3PP: NDArray[np.float32]) -> WindowOutputs:
+    def _judge(self, windows_N3PP: NDArray[np.float32]) -> WindowOutputs:
         patch, count = self.header.preparation.patch, len(windows_N3PP)
-        full = np.zeros((CHUNK, 3, patch, patch), np.float32)
+        full = np.zeros((self.batch, 3, patch, patch), np.float32)
         full[:count] = windows_N3PP
         made = self.forward(full)
-        if [part.shape[:1] for part in made] != [(CHUNK,)] * 3 or [part.ndim for part in made] != [1, 1, 2]:
+        if [part.shape[:1] for part in made] != [(self.batch,)] * 3 or [part.ndim for part in made] != [1, 1, 2]:
             shapes = ", ".join(f"{name} {part.shape}" for name, part in zip(_OUTPUTS, made, strict=True))
-            raise self._broken(f"{CHUNK} windows gave {shapes}; wanted (N,), (N,), (N, D)")
+            raise self._broken(f"{self.batch} windows gave {shapes}; wanted (N,), (N,), (N, D)")
         score, weight, feature = (np.asarray(part[:count], np.float32) for part in made)
         for name, part in zip(_OUTPUTS, (score, weight, feature), strict=True):
             if not np.isfinite(part).all():
@@ -125,7 +132,8 @@ def load_engine(path: str | Path, engine: EngineName = "auto", threads: int | No
             plain = "onnx" if precision == "int8" else library
             warnings = (f"engine {name} is not used on this machine ({reason}): {plain} ran the model in 32 bits",)
             name = plain
-    return Engine(name, model.header, model.sha256, _forward(path, model, name, threads), path, warnings)
+    forward, batch = _forward(path, model, name, threads), GPU_CHUNK if library == "cuda" else CHUNK
+    return Engine(name, model.header, model.sha256, forward, path, warnings, batch)
 
 
 def rehearse(path: str | Path, engine: EngineName) -> None:
@@ -263,7 +271,7 @@ def _recorded(judged: Callable[[Tensor], tuple[Tensor, ...]], patch: int) -> Cal
     import torch
 
     torch.backends.cudnn.allow_tf32 = False  # 32 bits are 32 bits
-    given = torch.zeros(CHUNK, 3, patch, patch, device="cuda").contiguous(memory_format=torch.channels_last)
+    given = torch.zeros(GPU_CHUNK, 3, patch, patch, device="cuda").contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())

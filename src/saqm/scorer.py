@@ -178,7 +178,7 @@ class ModelScorer:
         sound = [each for each in cuts if isinstance(each, Windows)]
         if not sound:
             return [each for each in cuts if isinstance(each, NotScorable)]
-        columns = zip(*map(self.engine.run, in_full_batches(sound)), strict=True)
+        columns = zip(*map(self.engine.run, in_full_batches(sound, self.engine.batch)), strict=True)
         ends = np.cumsum([len(windows) for windows in sound])[:-1]
         scores, weights, features = (np.split(np.concatenate(column), ends) for column in columns)
         apart = self.engine.preparation.stride if stride is None else stride
