@@ -20,10 +20,12 @@ import pytest
 from PIL import Image as pillow
 from pydicom.data import get_testdata_file
 from typer import BadParameter
+from typer.testing import CliRunner
 
 from saqm import scale
 from saqm.batch import Record, Settings, score_many
-from saqm.cli import scaling
+from saqm.cli import app, scaling
+from saqm.cli.terminal import found
 from saqm.errors import ImageError, MissingExtra, ModelFileError, OutputError, SaqmError
 from saqm.scale import begin_parts, find_everywhere, names_in, save_parts, score_on_ray
 
@@ -361,6 +363,11 @@ def test_a_store_that_refuses_is_told(bucket: str, settings: Settings, monkeypat
         begin_parts("memory://bucket", settings)
     begin_parts(f"{bucket}/scores", settings)
     store = type(fsspec.filesystem("memory"))
+    fsspec.filesystem("memory").pipe_file("/bucket/IM0001", b"content")
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "cat_file", refuse)
+        with pytest.raises(ImageError, match=rf"^{bucket}: cannot be listed: PermissionError: Access Denied"):
+            list(find_everywhere([bucket]))  # what it might have held is not left out
     for method, what, attempt in (
         ("ls", "listed", lambda: names_in(f"{bucket}/scores")),
         ("put_file", "written", lambda: save_parts([{"path": "a.png"}], f"{bucket}/scores")),
@@ -418,6 +425,14 @@ def test_the_command_says_what_it_needs(settings: Settings, tmp_path: Path) -> N
         scaling.score_on_ray(["a.png"], settings, 1, tmp_path / "one.xlsx", watched, resume=False)
     with pytest.raises(ImageError, match="no image found in"):
         scaling.found_everywhere([str(tmp_path)])
+
+
+def test_object_stores_are_for_ray_alone() -> None:
+    done = CliRunner().invoke(app, ["score", "a.png", "--out", "s3://bucket/scores/"], env={"COLUMNS": "200"})
+    assert done.exit_code == 2
+    assert "--out s3://bucket/scores/: only --on ray writes to an object store" in done.output
+    with pytest.raises(ImageError, match=r"s3://bucket/a\.png: object stores are read by saqm score --on ray alone"):
+        found(["s3://bucket/a.png"])
 
 
 # The page

@@ -19,8 +19,9 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain, groupby
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from saqm import __version__
 from saqm.batch import Record, Settings, decisive, load_scorers, unread
 from saqm.errors import ImageError, MissingExtra, ModelFileError, OutputError, SaqmError
-from saqm.image.find import HEAD, MEMBER, counts_as_image, find_images
+from saqm.image.find import HEAD, IMAGE_SUFFIXES, MEMBER, OTHER_SUFFIXES, counts_as_image, find_images
 from saqm.modelfile import DEFAULT_MODEL
 from saqm.outputs.table import save_records
 from saqm.workers import Task, Workers
@@ -46,6 +47,7 @@ PIECES_PER_WORKER = (
 PART_ROWS = 1000  # of one file of a folder of parts; what a stopped run has to do again at most, and some pieces
 REMOTE = "://"
 ARCHIVE = ".zip"
+AT_ONCE = 1000  # objects whose first bytes are asked for together
 S3 = ("s3://", "s3a://")
 # Nothing is reported to anyone, and Ray's own remarks go to its log files. Whoever has set these is left alone.
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
@@ -319,20 +321,24 @@ def _listed(store: Any, root: str) -> Iterator[str]:
 
 
 def _in_folder(store: Any, root: str) -> Iterator[str]:
-    objects = store.find(root, detail=True)
-    return (path for path in sorted(objects) if _wanted(store, path.removeprefix(root), path, objects[path]))
+    """The objects in a folder that are worth fetching, as `find_images` has it for files."""
+    about = store.find(root, detail=True)
+    shown = [path for path in sorted(about) if not _hidden(path.removeprefix(root))]
+    unnamed = [path for path in shown if not path.lower().endswith(IMAGE_SUFFIXES + OTHER_SUFFIXES)]
+    # an empty object, such as stands for a folder, has no first bytes: a store refuses to give them
+    heads = _heads(store, [path for path in unnamed if about[path].get("size") != 0])
+    dicom = {path for path, head in heads if counts_as_image(path, partial(bytes, head))}
+    return (path for path in shown if path in dicom or path.lower().endswith((*IMAGE_SUFFIXES, ARCHIVE)))
 
 
-def _wanted(store: Any, inside: str, path: str, about: Mapping[str, Any]) -> bool:
-    """Whether an object in a folder is worth fetching: as `find_images` has it for files."""
-    if _hidden(inside):
-        return False
-
-    def head() -> bytes:  # of an empty object, such as stands for a folder, a store refuses to give any
-        return b"" if about.get("size") == 0 else store.cat_file(path, start=0, end=HEAD)
-
-    name = PurePosixPath(inside).name
-    return name.lower().endswith(ARCHIVE) or counts_as_image(name, head)
+def _heads(store: Any, paths: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """The first bytes of objects, many asked for at once where the store can: one by one an archive takes hours."""
+    for start in range(0, len(paths), AT_ONCE):
+        few = paths[start : start + AT_ONCE]
+        for path, head in zip(few, store.cat_ranges(few, [0] * len(few), [HEAD] * len(few)), strict=True):
+            if isinstance(head, Exception):
+                raise head
+            yield path, head
 
 
 def _hidden(path: str) -> bool:

@@ -69,7 +69,7 @@ def score(
         str | None,
         typer.Option(
             metavar="PATH",
-            help="Result file: .csv, .tsv, .jsonl, .json or .parquet; with --on ray also a folder, or s3://...",
+            help="Result file: .csv, .tsv, .jsonl, .json or .parquet; with --on ray also a folder, here or s3://bucket/folder",
         ),
     ] = None,
     form: Annotated[
