@@ -1,8 +1,9 @@
-"""The benchmark of the metrics: what its table says, and that a program that fails is listed with the reason."""
+"""The benchmarks: what the table of the metrics says, a program that fails listed with the reason; the tools' plot."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image as pillow
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "metrics.py"
 AROUND: dict[str, Any] = {
@@ -117,3 +119,22 @@ def test_programs_take_turns_and_a_missing_one_says_what_is_missing(metrics: Mod
     assert by_name["pyiqa"].cpu_seconds is None
     without = metrics.take_turns("niqe", "photo", 200, peers=None, **files)
     assert {result.failed for result in without} == {None, "not tried: no environment given with --peers"}
+
+
+def test_the_tools_are_drawn_from_the_record_without_those_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    spec = importlib.util.spec_from_file_location("benchmark_of_peers", SCRIPT.with_name("peers.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    peers = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, peers)
+    spec.loader.exec_module(peers)
+    record = json.loads((SCRIPT.parent / "results" / "peers.json").read_text(encoding="utf-8"))
+    peers.draw(record, tmp_path / "all.png")
+    record["tools"][1]["images_second"] = None
+    peers.draw(record, tmp_path / "fewer.png")
+    with pillow.open(tmp_path / "all.png") as every, pillow.open(tmp_path / "fewer.png") as fewer:
+        assert every.size[0] == fewer.size[0]
+        assert every.size[1] > fewer.size[1]

@@ -20,10 +20,12 @@ import pytest
 from PIL import Image as pillow
 from pydicom.data import get_testdata_file
 from typer import BadParameter
+from typer.testing import CliRunner
 
 from saqm import scale
 from saqm.batch import Record, Settings, score_many
-from saqm.cli import scaling
+from saqm.cli import app, scaling
+from saqm.cli.terminal import found
 from saqm.errors import ImageError, MissingExtra, ModelFileError, OutputError, SaqmError
 from saqm.scale import begin_parts, find_everywhere, names_in, save_parts, score_on_ray
 
@@ -191,6 +193,15 @@ def test_what_cannot_work_is_refused_before_the_work(settings: Settings, tmp_pat
         score_on_ray([], Settings(model="nowhere.onnx"))
 
 
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    """An empty bucket in memory, which one process has for itself."""
+    store = fsspec.filesystem("memory")
+    store.mkdir("/bucket")
+    yield "memory:///bucket"
+    store.rm("/bucket", recursive=True)
+
+
 def test_objects_are_found_as_files_are(pictures: Path) -> None:
     found = list(find_everywhere([pictures.as_uri()]))
     files = [
@@ -222,14 +233,49 @@ def test_an_object_is_fetched_with_its_name(tmp_path: Path, pictures: Path, sett
     assert Path(task.path).read_bytes() == (pictures / "0.png").read_bytes()
 
 
+def test_what_a_folder_of_objects_holds_is_what_a_folder_of_files_would(bucket: str) -> None:
+    store = fsspec.filesystem("memory")
+    for inside in ("a/1.png", "a/2[x].png", "a/.hidden/3.png", "a/.4.png", "a/notes.txt", "a/empty", "b/5.dcm"):
+        store.pipe(f"{bucket}/{inside}", b"" if inside == "a/empty" else b"content")
+    shown = [f"{bucket}/a/1.png", f"{bucket}/a/2[x].png"]
+    assert list(find_everywhere([f"{bucket}/a"])) == shown
+    assert list(find_everywhere([f"{bucket}/[a]"])) == shown  # a pattern may stand for folders
+    assert list(find_everywhere([f"{bucket}/**/*.png"])) == shown
+    assert list(find_everywhere([f"{bucket}/a/.*.png"])) == [f"{bucket}/a/.4.png"]
+    assert list(find_everywhere([shown[1]])) == [shown[1]]  # a name, not a pattern
+    assert list(find_everywhere([f"{bucket}/c/*.png"])) == [f"{bucket}/c/*.png"]  # a row with a reason
+
+
 @pytest.mark.parametrize(
-    ("url", "reason"), [("teapot://a/b.png", "Protocol not known: teapot"), ("s3://bucket/a.png", "s3fs")]
+    ("url", "reason"),
+    [
+        ("teapot://a/b", "Protocol not known: teapot"),
+        pytest.param(
+            "gs://bucket/b",
+            "install gcsfs",
+            marks=pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="gcsfs is here"),
+        ),
+    ],
 )
-def test_a_store_that_nothing_opens_is_told(url: str, reason: str) -> None:
-    if importlib.util.find_spec("s3fs") is not None and url.startswith("s3"):
-        pytest.skip("s3fs is here")
+def test_a_store_that_nothing_opens_is_told(url: str, reason: str, settings: Settings) -> None:
     with pytest.raises(ImageError, match=rf"{url}: cannot be opened: .*{reason}"):
         list(find_everywhere([url]))
+    with pytest.raises(OutputError, match=rf"{url}: cannot be opened: .*{reason}"):
+        begin_parts(url, settings)
+
+
+def test_without_s3fs_its_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: Settings) -> None:
+    def absent(url: str) -> None:
+        raise ImportError(f"Install s3fs to access {url}")  # as fsspec has it
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", absent)
+    for attempt in (
+        lambda: list(find_everywhere(["s3://bucket/a.png"])),
+        lambda: scale._tasks("s3://bucket/a.png", settings, str(tmp_path)),
+        lambda: save_parts([{"path": "a.png"}], "s3://bucket/a.png"),
+    ):
+        with pytest.raises(MissingExtra, match=r"s3://bucket/a.png needs s3fs: pip install 'saqm\[s3\]'"):
+            attempt()
 
 
 def test_an_archive_without_images_is_told(tmp_path: Path, settings: Settings) -> None:
@@ -281,6 +327,61 @@ def test_parts_of_another_run_are_left_alone(pictures: Path, settings: Settings,
         begin_parts(parts, settings, resume=True)
 
 
+def test_parts_lie_in_an_object_store_as_in_a_folder(bucket: str, pictures: Path, settings: Settings) -> None:
+    names, parts = list(find_everywhere([str(pictures)])), f"{bucket}/2024/scores/"
+    made = local(names, settings)
+    assert begin_parts(parts, settings) == set()
+    save_parts(made[:4], parts, rows=3)
+    with pytest.raises(OutputError, match="has the parts of an earlier run; --resume goes on with it"):
+        begin_parts(parts, settings)
+    with pytest.raises(OutputError, match=rf"begun with another model, .* \({bucket}/2024/scores\.run\.json\)"):
+        begin_parts(parts, replace(settings, stride=16), resume=True)
+    assert begin_parts(parts, settings, resume=True) == set(names[:4])
+    save_parts(made[4:], parts, rows=3)
+    store = fsspec.filesystem("memory")
+    written = [f"/bucket/2024/scores/part-{number:06d}.parquet" for number in range(3)]
+    assert store.find("/bucket") == ["/bucket/2024/scores.run.json", *written]
+    tables = [polars.read_parquet(store.cat_file(part)) for part in written]
+    assert [table.height for table in tables] == [3, 1, 3]
+    assert polars.concat(tables)["score"].to_list() == [record["score"] for record in made]
+
+
+def test_an_archive_in_a_store_is_one_object_to_whoever_goes_on(bucket: str) -> None:
+    rows = [{"path": f"s3://b/more.ZIP!/{member}.png"} for member in range(4)]
+    rows += [{"path": "s3://b/last.png"}, {"path": "here.zip!/a.png"}, {"path": "here.zip!/b.png"}]
+    save_parts(rows, f"{bucket}/scores", rows=2)
+    assert names_in(f"{bucket}/scores") == {"s3://b/more.ZIP", "s3://b/last.png", "here.zip!/a.png", "here.zip!/b.png"}
+    first = polars.read_parquet(fsspec.filesystem("memory").cat_file("/bucket/scores/part-000000.parquet"))
+    assert first["path"].to_list() == [row["path"] for row in rows[:4]]
+
+
+def test_a_store_that_refuses_is_told(bucket: str, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("Access Denied")
+
+    with pytest.raises(OutputError, match="memory://bucket: a whole bucket; name a folder in it"):
+        begin_parts("memory://bucket", settings)
+    begin_parts(f"{bucket}/scores", settings)
+    store = type(fsspec.filesystem("memory"))
+    fsspec.filesystem("memory").pipe_file("/bucket/IM0001", b"content")
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "cat_file", refuse)
+        with pytest.raises(ImageError, match=rf"^{bucket}: cannot be listed: PermissionError: Access Denied"):
+            list(find_everywhere([bucket]))  # what it might have held is not left out
+    for method, what, attempt in (
+        ("ls", "listed", lambda: names_in(f"{bucket}/scores")),
+        ("put_file", "written", lambda: save_parts([{"path": "a.png"}], f"{bucket}/scores")),
+        ("pipe_file", "written", lambda: begin_parts(f"{bucket}/other", settings)),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(store, method, refuse)
+            with pytest.raises(OutputError, match=rf"^{bucket}/.* cannot be {what}: PermissionError: Access Denied"):
+                attempt()
+    fsspec.filesystem("memory").pipe_file("/bucket/scores/part-000000.parquet", b"torn")
+    with pytest.raises(OutputError, match=rf"{bucket}/scores/part-000000\.parquet: cannot be read: ComputeError"):
+        names_in(f"{bucket}/scores")
+
+
 # The command
 
 
@@ -307,6 +408,8 @@ def test_the_command_writes_a_folder_and_goes_on_with_it(
     table = polars.read_parquet(tmp_path / "parts")
     assert table["path"].to_list() == names
     assert set(table["verdict"]) == {"pass"}
+    scaling.score_on_ray(names, settings, 2, f"{(tmp_path / 'more').as_uri()}/", watched, resume=False)
+    assert polars.read_parquet(tmp_path / "more").equals(table)
     scaling.score_on_ray(names, settings, 2, tmp_path / "one.parquet", watched, resume=False)
     assert polars.read_parquet(tmp_path / "one.parquet").equals(table)
 
@@ -316,10 +419,20 @@ def test_the_command_says_what_it_needs(settings: Settings, tmp_path: Path) -> N
         scaling.score_on_ray(["a.png"], settings, 1, None, watched, resume=False)
     with pytest.raises(BadParameter, match="--resume on Ray goes on with a folder of parts"):
         scaling.score_on_ray(["a.png"], settings, 1, tmp_path / "one.parquet", watched, resume=True)
+    with pytest.raises(BadParameter, match=r"--out s3://b/a\.parquet: an object store takes a folder of parts"):
+        scaling.score_on_ray(["a.png"], settings, 1, "s3://b/a.parquet", watched, resume=False)
     with pytest.raises(OutputError, match="cannot tell the format"):
         scaling.score_on_ray(["a.png"], settings, 1, tmp_path / "one.xlsx", watched, resume=False)
     with pytest.raises(ImageError, match="no image found in"):
         scaling.found_everywhere([str(tmp_path)])
+
+
+def test_object_stores_are_for_ray_alone() -> None:
+    done = CliRunner().invoke(app, ["score", "a.png", "--out", "s3://bucket/scores/"], env={"COLUMNS": "200"})
+    assert done.exit_code == 2
+    assert "--out s3://bucket/scores/: only --on ray writes to an object store" in done.output
+    with pytest.raises(ImageError, match=r"s3://bucket/a\.png: object stores are read by saqm score --on ray alone"):
+        found(["s3://bucket/a.png"])
 
 
 # The page

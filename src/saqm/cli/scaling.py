@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import typer
@@ -29,18 +29,23 @@ def score_on_ray(
     names: list[str],
     settings: Settings,
     workers: int,
-    out: Path | None,
+    out: str | Path | None,
     watched: Callable[[Iterable[Record]], Iterator[Record]],
     *,
     resume: bool,
 ) -> None:
-    """Score on Ray into one file, or, where `out` has no suffix, into a folder of Parquet files that can be resumed."""
+    """Score on Ray into one file, or, where `out` has no suffix, into a folder of Parquet files that can be resumed.
+
+    The folder may be one in an object store.
+    """
     from saqm import scale
     from saqm.outputs import table
 
     if out is None:
         raise typer.BadParameter("--on ray writes a file or a folder: name it with --out")
-    if out.suffix:
+    if PurePosixPath(out).suffix:
+        if scale.REMOTE in str(out):
+            raise typer.BadParameter(f"--out {out}: an object store takes a folder of parts: a name without a suffix")
         table.format_of(out)  # a wrong suffix is told before the work
         if resume:
             raise typer.BadParameter("--resume on Ray goes on with a folder of parts: --out a name without a suffix")

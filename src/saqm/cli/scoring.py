@@ -65,7 +65,13 @@ def score(
             metavar="POINTS", help="Look at windows only until the standard error is so small; maps need all."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Result file: .csv, .tsv, .jsonl, .json or .parquet.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Result file: .csv, .tsv, .jsonl, .json or .parquet; with --on ray also a folder, here or s3://bucket/folder",
+        ),
+    ] = None,
     form: Annotated[
         Shown | None, typer.Option("--format", help="On stdout; by itself a table in a terminal, else tsv.")
     ] = None,
@@ -172,6 +178,8 @@ def score(
         strict=strict,
         created=now() if timestamp else None,
     )
+    if on == "local" and out is not None and "://" in out:
+        raise typer.BadParameter(f"--out {out}: only --on ray writes to an object store; name a file here")
     if on == "ray" and dicom_sr is not None:
         raise typer.BadParameter("--dicom-sr reads the files again, here: leave it out, or --on local")
     names = found(paths) if on == "local" else found_everywhere(paths)
@@ -188,7 +196,7 @@ def score(
     elif out is None:
         _score_to_stdout(names, settings, jobs, form or ("json" if as_json else None), watched)
     else:
-        _score_to_file(names, settings, jobs, out, watched, resume=resume)
+        _score_to_file(names, settings, jobs, Path(out), watched, resume=resume)
     if reports is not None:
         _write_reports(reports)
     if summary is not None and summariser is not None:

@@ -114,6 +114,7 @@ def _named(path: str) -> Iterator[str]:
         if is_url(path):
             server = from_environment(path)
             return (name_of(server, each) for each in search(server, query_of(path)))
+        raise ImageError(f"{path}: object stores are read by saqm score --on ray alone; name files here")
     from saqm.image import find_images
 
     return find_images([path])
