@@ -144,14 +144,14 @@ def stopped_after(count: int, names: list[str]) -> Iterator[str]:
 
 
 def scored_by(
-    monkeypatch: pytest.MonkeyPatch, names: Iterable[str], settings: Settings, journal: Journal
+    monkeypatch: pytest.MonkeyPatch, names: Iterable[str], settings: Settings, journal: Journal, *, once: bool = False
 ) -> tuple[list[Record], list[str]]:
     """The records, and which files were really scored for them."""
     worked: list[str] = []
     really = saqm.batch._score_file
     with monkeypatch.context() as patch:
         patch.setattr(saqm.batch, "_score_file", lambda name, *rest: worked.append(name) or really(name, *rest))
-        return list(score_journaled(names, settings, journal)), worked
+        return list(score_journaled(names, settings, journal, once=once)), worked
 
 
 @pytest.fixture
@@ -218,6 +218,56 @@ def test_a_finished_result_is_taken_over_unless_another_model_or_stride_made_it(
     with Journal(tmp_path / "c.csv", finer, resume=True) as journal:
         journal.adopt(finished)
         assert scored_by(monkeypatch, pictures, finer, journal)[1] == pictures
+
+
+@pytest.fixture
+def repeated(pictures: list[str], tmp_path: Path) -> list[str]:
+    """The pictures, and then the first, the empty and the last once more under other names."""
+    for number, name in enumerate((pictures[0], pictures[2], pictures[5])):
+        (tmp_path / "pictures" / f"again-{number}.png").write_bytes(Path(name).read_bytes())
+    return [*pictures, *(str(path) for path in sorted((tmp_path / "pictures").glob("again*")))]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_same_bytes_are_scored_once_where_that_is_asked_for(
+    repeated: list[str], settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    with Journal(tmp_path / "x.csv", settings, resume=False) as journal:
+        if jobs == 1:
+            rows, worked = scored_by(monkeypatch, repeated, settings, journal, once=True)
+            assert worked == repeated[:6]
+        else:
+            rows = list(score_journaled(repeated, settings, journal, jobs=jobs, once=True))
+    straight = records(repeated, settings)
+    assert [row["path"] for row in rows] == repeated
+    assert rows[:6] == straight[:6]
+    for row, alone, first in zip(rows[6:], straight[6:], (repeated[0], repeated[2], repeated[5]), strict=True):
+        assert row["warnings"] == [*alone["warnings"], f"the same bytes as {first}: scored once"]  # type: ignore[misc]
+        assert {**row, "warnings": alone["warnings"]} == alone
+
+
+def test_the_same_bytes_under_another_suffix_are_another_file(
+    pictures: list[str], settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "pictures" / "0.bmp"
+    other.write_bytes(Path(pictures[0]).read_bytes())
+    with Journal(tmp_path / "x.csv", settings, resume=False) as journal:
+        _, worked = scored_by(monkeypatch, [pictures[0], str(other)], settings, journal, once=True)
+    assert worked == [pictures[0], str(other)]
+
+
+def test_a_copy_of_what_an_earlier_run_scored_is_not_scored(
+    stopped: Path, repeated: list[str], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Journal(stopped, settings, resume=True) as journal:
+        rows, worked = scored_by(monkeypatch, repeated, settings, journal, once=True)
+    assert worked == [repeated[2], repeated[4], repeated[5]]
+    assert [row["path"] for row in rows] == repeated
+
+
+def test_once_is_refused_with_maps(settings: Settings, tmp_path: Path) -> None:
+    with Journal(tmp_path / "x.csv", settings, resume=False) as journal, pytest.raises(SaqmError, match="leave out"):
+        next(score_journaled([], replace(settings, map_folder=tmp_path), journal, once=True))
 
 
 def test_the_journal_has_each_file_before_its_rows_are_given_out(

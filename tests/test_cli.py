@@ -220,6 +220,19 @@ def test_a_finished_result_is_gone_on_with(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["mixed", "scores.csv", "toy.onnx"]
 
 
+def test_copies_of_a_file_are_scored_once_where_that_is_asked_for(
+    saqm: Saqm, ct: Path, toy_model: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "twice", tmp_path / "scores.csv"
+    folder.mkdir()
+    for name in ("a.dcm", "b.dcm"):
+        (folder / name).write_bytes(ct.read_bytes())
+    assert saqm("score", folder, "--model", toy_model, "--out", out, "--once").code == 0
+    first, copy = table.read_records(out)
+    assert (copy["score_raw"], copy["path"]) == (first["score_raw"], str(folder / "b.dcm"))
+    assert f"the same bytes as {folder / 'a.dcm'}: scored once" in copy["warnings"]  # type: ignore[operator]
+
+
 def test_maps_are_saved_in_the_folder_asked_for(saqm: Saqm, ct: Path, toy_model: Path, tmp_path: Path) -> None:
     assert saqm("score", ct, "--model", toy_model, "--map", tmp_path / "deep" / "maps").code == 0
     (picture,) = (tmp_path / "deep" / "maps").iterdir()
@@ -516,6 +529,7 @@ def test_a_newer_model_format_and_a_foreign_graph_are_refused(
         (["--window", "40", "0"], "the width must be above 0"),
         (["--json", "--format", "csv"], "choose one"),
         (["--resume"], "name it with --out"),
+        (["--once"], "name it with --out, on local"),
         (["--map-stride", "8"], "name its folder with --map"),
         (["--map", "m", "--map-format", "png,jpg"], "--map-format png,jpg: png, npy, nii, dcm, each at most once"),
         (["--map", "m", "--map-format", "png,png"], "each at most once"),

@@ -95,9 +95,18 @@ def score_many(names: Iterable[str], settings: Settings, *, jobs: int = 1) -> Ge
     return _rows(_groups(names, settings, load_scorers(settings), jobs, lambda _: False))
 
 
-def score_journaled(names: Iterable[str], settings: Settings, journal: Journal, *, jobs: int = 1) -> Generator[Record]:
-    """`score_many` as records, noted in the journal before they are given out; known files are not scored again."""
-    return _noted(_groups(names, settings, journal.scorers, jobs, journal.knows), journal)
+def score_journaled(
+    names: Iterable[str], settings: Settings, journal: Journal, *, jobs: int = 1, once: bool = False
+) -> Generator[Record]:
+    """`score_many` as records, noted in the journal before they are given out; known files are not scored again.
+
+    `once`: of files with the same bytes the first is scored, and the others get its rows with a warning that names it.
+    Raises SaqmError for that with maps, which would be missing.
+    """
+    if once and settings.map_folder is not None:
+        raise SaqmError("of files with the same bytes one alone would have a map: leave out the maps, or once")
+    known = journal.knows_the_bytes if once else journal.knows
+    return _noted(_groups(names, settings, journal.scorers, jobs, known), journal)
 
 
 def journal_path(result: Path) -> Path:
@@ -120,6 +129,8 @@ class Journal:
         self.path = journal_path(result)
         self.scorers, self._settings = load_scorers(settings), settings
         self._places: dict[str, tuple[str, int]] = {}  # file name -> hash of its bytes, offset of its line
+        self._first: dict[tuple[str, str], str] = {}  # hash and suffix -> the first file that had them
+        self._copies: dict[str, str] = {}  # file name -> the first file with its bytes
         models = [scorer.model for scorer in self.scorers]
         header = {"saqm": __version__, "models": models, "settings": decisive(settings)}
         try:
@@ -156,7 +167,39 @@ class Journal:
         except ImageError:
             return False
 
-    def add(self, name: str, records: list[Record]) -> None:
+    def knows_the_bytes(self, name: str) -> bool:
+        """`knows`, or a file of the same bytes is scored already, or under way: this one will get its rows."""
+        from saqm.image import sha256_of
+
+        known = self.knows(name)
+        if "://" in name:  # not fetched to find out
+            return known
+        try:
+            digest = self._places[name][0] if known else sha256_of(name, max_pixels=self._settings.max_pixels)
+        except ImageError:
+            return False
+        first = self._first.setdefault((digest, Path(name).suffix.lower()), name)  # a suffix may choose the reader
+        if not known and first != name:
+            self._copies[name] = first
+        return known or first != name
+
+    def copied(self, name: str) -> list[Record] | None:
+        """The rows of the first file with the same bytes, as this file's; None for a file that was scored itself."""
+        first = self._copies.pop(name, None)
+        if first is None:
+            return None
+        said = f"the same bytes as {first}: scored once"
+        return [
+            {
+                **record,
+                "path": name,
+                "reasons": [str(each).replace(first, name) for each in cast("list[str]", record["reasons"])],
+                "warnings": [*cast("list[str]", record["warnings"]), said],
+            }
+            for record in self.records(first)
+        ]
+
+    def add(self, name: str, records: Sequence[Record]) -> None:
         """Note one file's records; they are on their way to the disk when this returns."""
         hashes = {record["sha256"] for record in records}
         known = hashes.pop() if len(hashes) == 1 else None
@@ -256,8 +299,9 @@ def _rows(groups: Groups) -> Generator[Score]:
 def _noted(groups: Groups, journal: Journal) -> Generator[Record]:
     with closing(groups):
         for name, scores in groups:
-            if scores is not None:
-                journal.add(name, [score.to_record() for score in scores])
+            records = journal.copied(name) if scores is None else [score.to_record() for score in scores]
+            if records is not None:
+                journal.add(name, records)
             yield from journal.records(name)
 
 

@@ -130,6 +130,10 @@ def score(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with --out where it stopped; skip what is in it.")
     ] = False,
+    once: Annotated[
+        bool,
+        typer.Option("--once", help="Of files with the same bytes, score the first and copy its rows; with --out."),
+    ] = False,
     max_pixels: MaxPixels = None,
     timestamp: Annotated[bool, typer.Option("--timestamp", help="Note the time in each record.")] = False,
 ) -> None:
@@ -152,6 +156,8 @@ def score(
         raise typer.BadParameter(f"the suffix of --out decides its format; leave --format out, or --out {out}")
     if resume and out is None:
         raise typer.BadParameter("--resume goes on with a result file: name it with --out")
+    if once and (out is None or on == "ray"):
+        raise typer.BadParameter("--once looks rows up in the journal of a result file: name it with --out, on local")
     if maps is None and (map_stride is not None or map_format != "png"):
         raise typer.BadParameter("--map-format and --map-stride are of a map: name its folder with --map")
     if summary is not None:
@@ -196,7 +202,7 @@ def score(
     elif out is None:
         _score_to_stdout(names, settings, jobs, form or ("json" if as_json else None), watched)
     else:
-        _score_to_file(names, settings, jobs, Path(out), watched, resume=resume)
+        _score_to_file(names, settings, jobs, Path(out), watched, resume=resume, once=once)
     if reports is not None:
         _write_reports(reports)
     if summary is not None and summariser is not None:
@@ -264,7 +270,7 @@ def _score_to_stdout(names: list[str], settings: Settings, jobs: int, form: Show
 
 
 def _score_to_file(
-    names: list[str], settings: Settings, jobs: int, out: Path, watched: Watched, *, resume: bool
+    names: list[str], settings: Settings, jobs: int, out: Path, watched: Watched, *, resume: bool, once: bool
 ) -> None:
     from saqm.batch import Journal, journal_path, score_journaled
     from saqm.outputs import table
@@ -275,7 +281,7 @@ def _score_to_file(
     with Journal(out, settings, resume=resume) as journal:
         if resume and out.exists():
             journal.adopt(table.read_records(out))
-        with closing(score_journaled(names, settings, journal, jobs=jobs)) as records:
+        with closing(score_journaled(names, settings, journal, jobs=jobs, once=once)) as records:
             table.save_records(watched(records), out)
 
 
