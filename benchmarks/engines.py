@@ -5,7 +5,8 @@
 The shipped model on real windows, and the paper's network with untaught weights (cost does not depend on them). Rates
 are of one thread, in processor time, interleaved; the share is of the limit that `limits.py` finds in the same run.
 Accuracy is against ONNX Runtime in 32 bits, over the reader study below SAQM_SHARED: every slice, or the first N of an
-even spread. Writes limits.json, engines.json and engines.md.
+even spread. Writes limits.json, engines.json and engines.md, in which each kind of processor has its own part, and the
+block of docs/engines.md.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from typing import Any, get_args
 import limits
 import numpy as np
 import torch
+from evidence import fill
 from numpy.typing import NDArray
-from provenance import RESULTS, ROOT, commit
+from provenance import RESULTS, ROOT, UNITS, commit
 
 from saqm import modelfile
 from saqm.calibration import Observation, familiarity
@@ -188,8 +190,14 @@ def slice_times(files: dict[str, Path], windows_N3PP: NDArray[np.float32], threa
     return seconds(calls, whole, 2, REPEATS)
 
 
-def markdown(made: dict[str, Any]) -> str:
-    """The tables of docs/engines.md."""
+def markdown(known: dict[str, dict[str, Any]]) -> str:
+    """The tables of docs/engines.md, the processor with the widest units first."""
+    units = [*UNITS.values()]
+    order = sorted(known, key=lambda name: next((i for i, unit in enumerate(units) if f"({unit})" in name), len(units)))
+    return "\n".join(f"### {name}\n\n{_tables(known[name])}" for name in order)
+
+
+def _tables(made: dict[str, Any]) -> str:
     lines = []
     for network in ("shipped", "paper"):
         lines += [f"| {network} network, one thread | ms a window | times plain PyTorch | G op/s | of the limit |"]
@@ -241,10 +249,13 @@ def main() -> None:
         }  # fmt: skip
         files = paper_forms(Path(folder), windows)
         made["paper"] = speed(files, windows, multiply_accumulates(Architecture()) / 1e9, limit, PAPER_REPEATS)
-    (RESULTS / "limits.json").write_text(json.dumps(bounds, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "engines.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "engines.md").write_text(markdown(made), encoding="utf-8")
-    print(markdown(made))
+    limits.keep(bounds)
+    kept = RESULTS / "engines.json"
+    known = {**json.loads(kept.read_text(encoding="utf-8")), made["machine"]: made}
+    kept.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "engines.md").write_text(markdown(known), encoding="utf-8")
+    fill(ROOT / "docs" / "engines.md", "engines", markdown(known))
+    print(_tables(made))
 
 
 if __name__ == "__main__":

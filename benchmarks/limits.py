@@ -152,6 +152,13 @@ def measure() -> dict[str, Any]:
     }
 
 
+def keep(made: dict[str, Any]) -> None:
+    """File a machine's limits in limits.json, beside those of processors of other kinds."""
+    path = RESULTS / "limits.json"
+    known = {**json.loads(path.read_text(encoding="utf-8")), made["machine"]: made}
+    path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Measure, print, and write limits.json."""
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -161,9 +168,9 @@ def main() -> None:
     if given.child:
         print(OPERATIONS / least_seconds(product(*given.child, given.threads), given.threads) / 1e9)
         return
-    made = json.dumps(measure(), indent=1)
-    (RESULTS / "limits.json").write_text(made + "\n", encoding="utf-8")
-    print(made)
+    made = measure()
+    keep(made)
+    print(json.dumps(made, indent=1))
 
 
 if __name__ == "__main__":

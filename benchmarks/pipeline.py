@@ -2,7 +2,7 @@
 
     python benchmarks/pipeline.py [--files 1000] [--jobs 2] [--out benchmarks/results] [--part slices|metrics|memory]
 
-Three parts, each a block of pipeline.json; all of them without --part.
+Three parts, each a block of pipeline.json for each kind of processor; all of them without --part.
 
 slices: the slices of the reader study, linked under as many names as asked for, are scored by `saqm score --out`, a
 process of its own, whose memory (with its workers') is looked at all along; once more with SIGKILL half way and
@@ -204,8 +204,8 @@ def linked(found: list[Path], files: int, folder: Path) -> Path:
 def markdown(record: dict[str, Any]) -> str:
     """What was found, block by block."""
     lines = []
-    for name, block in record["parts"].items():
-        made = block["made"]
+    for key, block in record["parts"].items():
+        name, made = key.partition(" on ")[0], block["made"]
         if name == "slices":
             lines += [
                 "| files to a table | images/s | beside |",
@@ -251,7 +251,7 @@ def main() -> None:
     }
     path = options.out / "pipeline.json"
     record: dict[str, Any] = {"command": "make benchmark-pipeline", "parts": {}}
-    if options.part and path.is_file():
+    if path.is_file():
         record = json.loads(path.read_text(encoding="utf-8"))
     for name in options.part or parts:
         block = {
@@ -261,7 +261,7 @@ def main() -> None:
             "files": options.files,
             "jobs": options.jobs,
         }
-        record["parts"][name] = {**block, "made": parts[name]()}
+        record["parts"][f"{name} on {processor()}"] = {**block, "made": parts[name]()}
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if options.out == RESULTS:
         fill(ROOT / "docs" / "scale.md", "pipeline", markdown(record))
