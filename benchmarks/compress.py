@@ -64,7 +64,7 @@ NARROW = Fraction(1, 8)
 BATCH, PER_IMAGE = 48, 50  # windows a step, and of each image; fewer than front.py's: one slow core had half an hour
 DOWN = 4  # pixels from feature to feature: two poolings by two
 STRIDES = {32: 20, 16: 20, 8: 5}  # the score's and maps'; and on how many images each is looked at
-ROUNDS, SHARING_ROUNDS = 4, 2  # of timing
+ROUNDS, SHARING_ROUNDS = 3, 2  # of timing
 TOGETHER = 64  # windows attended to at a time
 HINT = 1.0  # weight of the error in the features, where a student has its teacher's
 
@@ -207,7 +207,7 @@ STUDENTS = (
     Student("low rank, 1/2", "rank-1-2", low_rank_of(Fraction(1, 2)), 250, 1e-3, HINT, int8=False),
     Student("depthwise", "depthwise", lambda teacher, _: factored(teacher, depthwise), 350, 2e-3, HINT, int8=False),
     Student("low rank, 1/4", "rank-1-4", low_rank_of(Fraction(1, 4)), 250, 1e-3, HINT, int8=False),
-    Student("width 1/8", "width-1-8", narrowed, 550, 2e-3, 0.0, int8=True),
+    Student("width 1/8", "width-1-8", narrowed, 400, 2e-3, 0.0, int8=True),
 )
 
 
