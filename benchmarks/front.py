@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -51,62 +52,88 @@ PREPARATION = Preparation()
 
 
 class Lesson(NamedTuple):
-    """Windows float16 (N, 3, P, P), and what the teacher says of them: logit and log weight, standardised, (N, 2)."""
+    """Windows float16 (N, 3, P, P), and what the teacher says of them.
+
+    said: logit and log weight, standardised by mean and sd, (N, 2). features: pooled, as they are, float16 (N, D).
+    """
 
     windows: Tensor
     said: Tensor
     mean: Tensor
     sd: Tensor
+    features: Tensor
 
 
-def lesson(teacher: SAQM, rows: list[Row]) -> Lesson:
-    """The windows of some rows' images, a random part of each image's, and the teacher's word on them."""
-    rng, windows, said = np.random.default_rng(SEED), [], []
+class Course(NamedTuple):
+    """How a student is taught.
+
+    mirrored: whether every second step sees its windows mirrored, of which the teacher is taken to say the same.
+    hint: weight of the error in the pooled features, in sd of the teacher's; 0 where a student has others.
+    coarse: bfloat16 where the machine runs it.
+    """
+
+    steps: int
+    batch: int
+    rate: float
+    mirrored: bool
+    hint: float
+    coarse: bool
+
+
+def lesson(teacher: SAQM, rows: list[Row], per_image: int = PER_IMAGE) -> Lesson:
+    """The windows of some rows' images, so many at random of each, and the teacher's word on them."""
+    rng, windows, said, features = np.random.default_rng(SEED), [], [], []
     for row in rows:
         found = cut(read_image(row.path), PREPARATION, STRIDE)
-        chosen = np.sort(rng.permutation(len(found))[:PER_IMAGE])
+        chosen = np.sort(rng.permutation(len(found))[:per_image])
         for start in range(0, len(chosen), CHUNK):
             batch = torch.from_numpy(found.take(chosen[start : start + CHUNK]))
-            said.append(answer(teacher, batch))
+            with torch.inference_mode():
+                output = teacher(batch)
+                said.append(torch.stack([output.score.logit(), output.weight.log()], 1))
             windows.append(batch.half())
+            features.append(output.feature.half())
     both = torch.cat(said)
     mean, sd = both.mean(0), both.std(0)
-    return Lesson(torch.cat(windows), (both - mean) / sd, mean, sd)
-
-
-@torch.inference_mode()
-def answer(network: SAQM, windows: Tensor) -> Tensor:
-    """Logit of the score and log weight, (N, 2)."""
-    output = network(windows)
-    return torch.stack([output.score.logit(), output.weight.log()], 1)
+    return Lesson(torch.cat(windows), (both - mean) / sd, mean, sd, torch.cat(features))
 
 
 def distil(taught: Lesson, width: Fraction) -> SAQM:
     """A student of that width, taught from scratch what the teacher says."""
-    student = SAQM(replace(SLIM, width=float(width)), seed=SEED).to(memory_format=torch.channels_last)
+    student = SAQM(replace(SLIM, width=float(width)), seed=SEED)
+    course = Course(STEPS, BATCH, RATE, mirrored=True, hint=0.0, coarse=bf16_survives())
+    return teach(student, taught, course, f"width {width}")
+
+
+def teach(student: SAQM, taught: Lesson, course: Course, name: str) -> SAQM:
+    """The student, taught to say of a window what the teacher says of it; ready to score."""
+    student = student.to(memory_format=torch.channels_last)
     rng = np.random.default_rng(SEED)
-    optimiser = torch.optim.AdamW(student.parameters(), RATE, weight_decay=DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=STEPS)
+    optimiser = torch.optim.AdamW(student.parameters(), course.rate, weight_decay=DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, course.rate, total_steps=course.steps)
+    spread = taught.features.float().std(0).clamp_min(1e-3) if course.hint else None
     student.train()
-    coarse = bf16_survives()
-    for step in range(STEPS):
-        chosen = rng.integers(0, len(taught.windows), BATCH)
+    for step in range(course.steps):
+        chosen = rng.integers(0, len(taught.windows), course.batch)
         windows = taught.windows[chosen].float()
-        if step % 2:
+        if course.mirrored and step % 2:
             windows = windows.flip(3)
         # entered anew each step: within one context autocast keeps the weights that it has rounded
-        with torch.autocast("cpu", torch.bfloat16, enabled=coarse):
+        with torch.autocast("cpu", torch.bfloat16, enabled=course.coarse):
             output = student(windows.contiguous(memory_format=torch.channels_last))
         given = torch.stack([output.logit.float().mean(-1), output.weight.float().log()], 1)
         error = nn.functional.smooth_l1_loss((given - taught.mean) / taught.sd, taught.said[chosen], reduction="none")
         loss = (error * torch.tensor([1.0, WEIGHT])).sum(1).mean()
+        if spread is not None:
+            wanted = taught.features[chosen].float()
+            loss = loss + course.hint * nn.functional.smooth_l1_loss(output.feature.float() / spread, wanted / spread)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimiser.step()
         schedule.step()
         if step % 100 == 99:
-            print(f"  width {width} step {step + 1}/{STEPS} loss {loss.item():.3f}", flush=True)
+            print(f"  {name} step {step + 1}/{course.steps} loss {loss.item():.3f}", flush=True)
     return student.eval()
 
 
@@ -181,13 +208,19 @@ def predictions(manifest: Manifest, each: list[Member]) -> list[list[float | Non
             row = manifest.rows[i]
             if not row.judged or row.score is None:
                 continue
-            windows = cut(read_image(row.path), PREPARATION)
-            batches = list(windows.batches(CHUNK))
-            for values, run in zip(made, sessions, strict=True):
-                parts = [run.run(["score", "weight"], {"windows": batch}) for batch in batches]
-                score, weight = (np.concatenate(column) for column in zip(*parts, strict=True))
-                values[i] = pool(score, weight)
+            for values, said in zip(made, pooled(sessions, row), strict=True):
+                values[i] = said
     return made
+
+
+def pooled(sessions: list[Any], row: Row) -> list[float]:
+    """What each graph says of a row's image, raw, 0 to 1."""
+    batches = list(cut(read_image(row.path), PREPARATION).batches(CHUNK))
+    found = []
+    for run in sessions:
+        parts = [run.run(["score", "weight"], {"windows": batch}) for batch in batches]
+        found.append(pool(*(np.concatenate(column) for column in zip(*parts, strict=True))))
+    return found
 
 
 def session(graph: bytes, threads: int) -> Any:
@@ -196,23 +229,28 @@ def session(graph: bytes, threads: int) -> Any:
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-def milliseconds(each: list[Member]) -> list[dict[int, float]]:
-    """The least time of WINDOWS windows on one and on two threads, all members in turns."""
+def milliseconds(
+    graphs: list[bytes],
+    numbers: tuple[int, ...] = (1, 2),
+    rounds: int = ROUNDS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[dict[int, float]]:
+    """The least time of WINDOWS windows on these numbers of threads, all graphs in turns."""
     windows = np.random.default_rng(0).standard_normal((WINDOWS, 3, 32, 32)).astype(np.float32)
-    found: list[dict[int, float]] = [{} for _ in each]
-    for threads in (1, 2):
-        sessions = [session(member.graphs[0], threads) for member in each]
-        for _ in range(ROUNDS):
+    found: list[dict[int, float]] = [{} for _ in graphs]
+    for threads in numbers:
+        sessions = [session(graph, threads) for graph in graphs]
+        for _ in range(rounds):
             for least, run in zip(found, sessions, strict=True):
-                began = time.perf_counter()
+                began = clock()
                 run.run(["score"], {"windows": windows})
-                least[threads] = min(least.get(threads, np.inf), 1000 * (time.perf_counter() - began))
+                least[threads] = min(least.get(threads, np.inf), 1000 * (clock() - began))
     return found
 
 
 def measure(manifest: Manifest, each: list[Member]) -> list[dict[str, Any]]:
     """Each member's cost, and its accuracy beside the default's in 32 bits."""
-    made, times = predictions(manifest, each), milliseconds(each)
+    made, times = predictions(manifest, each), milliseconds([member.graphs[0] for member in each])
     others = {member.name: values for member, values in zip(each[1:], made[1:], strict=True)}
     judged = evaluate_predictions(manifest.rows, made[0], seed=SEED, others=others, name=each[0].name)
     rows = []
