@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export SAQM_SHARED ?= ../shared
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check format format-check lint types docs docs-check train-default fit-metrics laws table2 table3 ablations evidence signs ceilings natural findings test-pacs check-deploy benchmark-metrics benchmark-service benchmark-peers benchmark-pipeline front benchmark clean
+.PHONY: help env demo test check format format-check lint types docs docs-check train-default fit-metrics laws table2 table3 ablations evidence signs ceilings natural findings test-pacs check-deploy benchmark-metrics benchmark-service benchmark-peers benchmark-pipeline front full-width benchmark clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -112,6 +112,9 @@ benchmark-pipeline: env ## files to a table beside the scorer alone; killed half
 
 front: env ## accuracy against cost: narrower members distilled from the default: benchmarks/results/front.*
 	$(BIN)/python benchmarks/front.py
+
+full-width: env ## the paper's full network, widened from the shipped one, in every engine and precision (an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/full_width.py
 
 benchmark: env ## what models cost, this machine's limits, engines and precisions beside them, very many images
 	$(BIN)/python benchmarks/cost.py
