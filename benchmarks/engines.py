@@ -86,10 +86,12 @@ def by_form(folder: Path, name: str) -> dict[str, Path]:
     }  # fmt: skip
 
 
-def engines(files: dict[str, Path], threads: int) -> dict[str, Engine]:
+def engines(
+    files: dict[str, Path], threads: int, names: Sequence[EngineName] = get_args(EngineName)[1:]
+) -> dict[str, Engine]:
     """Every engine that is here, by its name; one that a trial refused is left out, and said."""
     found = {}
-    for name in get_args(EngineName)[1:]:
+    for name in names:
         if name.startswith("cuda") or (name.startswith("openvino") and not importlib.util.find_spec("openvino")):
             continue
         for form in ("int8", form_of(name)) if form_of(name) == "onnx" and "-" not in name else (form_of(name),):

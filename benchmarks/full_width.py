@@ -8,7 +8,7 @@ towers are those of the paper's Table 1; the pooling and the heads are those of 
 Each slice is judged from the same few windows in every engine. What is judged is kept below runs/wide, and a run that
 was stopped goes on. Writes benchmarks/results/full_width.* and the table of docs/engines.md.
 
-    python benchmarks/full_width.py [--images N]     # of the study, in a fixed random order; all by itself
+    python benchmarks/full_width.py [--minutes M]     # of judging; then what there is is compared
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from provenance import RESULTS, ROOT, commit, processor
 from torch import Tensor, nn
 
 from saqm.datasets import ct_reader_study
-from saqm.engine import Engine
+from saqm.engine import Engine, EngineName
 from saqm.export import load_network
 from saqm.image import read_image
 from saqm.manifest import Manifest
@@ -48,14 +48,14 @@ SEED = 0
 WIDTH = 1.0
 JITTER = 0.05  # standard deviation of what each weight of the towers is multiplied with, around 1
 SAME = 1e-4  # of a score of 0 to 1: how far the widened network may be from the shipped one before it is jittered
-WINDOWS = 4  # of each slice
-SLICES = CHUNK // WINDOWS  # that share one batch
+WINDOWS, ROUNDS = 4, 2  # of each slice, and how often all slices are gone through for them: each time for some
+SLICES = CHUNK // (WINDOWS // ROUNDS)  # that share one batch
 THINNED = 2  # every which of the windows that int8 is calibrated on
 ROUNDED = "torch-bf16, computed in 32 bits"
 SHIPPED = "shipped: "
 # Every how many batches an engine judges one; those not named judge all. The other two libraries in 32 bits differ
-# from ONNX Runtime by the order of sums only, and bfloat16 without the instructions for it takes seconds a window.
-SPARE = {"openvino": 8, "torch": 8, "torch-bf16": 24, ROUNDED: 2}
+# from ONNX Runtime by the order of sums only.
+SPARE = {"openvino": 13, "torch": 13, ROUNDED: 3}
 
 Forward = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], ...]]
 
@@ -167,70 +167,88 @@ def rounded(network: SAQM) -> Forward:
     return forward
 
 
-def everything(files: dict[str, Path], shipped: dict[str, Path], probe: NDArray[np.float32]) -> dict[str, Engine]:
-    """Every engine that runs here for the wide network, and ONNX Runtime for the shipped one beside it."""
-    found = engines(files, 1)
-    if "openvino-bf16" in found and _same(found["openvino-bf16"], found["openvino"], probe):
-        print("openvino-bf16: OpenVINO computes in 32 bits on this processor; left out")
-        del found["openvino-bf16"]
-    network = load_network(files["safetensors"])[0]
-    found[ROUNDED] = replace(found["torch"], name=ROUNDED, forward=rounded(network))
-    small = {f"{SHIPPED}{name}": each for name, each in engines(shipped, 1).items() if name in ("onnx", "onnx-int8")}
-    return found | small
+def everything(files: dict[str, Path], shipped: dict[str, Path]) -> dict[str, Engine]:
+    """Every engine that runs here for the wide network, and ONNX Runtime for the shipped one beside it.
 
-
-def _same(one: Engine, other: Engine, probe: NDArray[np.float32]) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(one.run(probe), other.run(probe), strict=True))
+    Without instructions for bfloat16 torch takes seconds a window and OpenVINO computes in 32 bits: neither is asked.
+    """
+    names: tuple[EngineName, ...] = ("onnx", "openvino", "torch")
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        found = engines(files, 1, (*names, "openvino-bf16", "torch-bf16"))
+    else:
+        found = engines(files, 1, names)
+        found[ROUNDED] = replace(found["torch"], name=ROUNDED, forward=rounded(load_network(files["safetensors"])[0]))
+    return found | {f"{SHIPPED}{name}": each for name, each in engines(shipped, 1, ("onnx",)).items()}
 
 
 # Judging
 
 
+class Batch(NamedTuple):
+    """Rows of the study, and which of their windows are judged together."""
+
+    rows: NDArray[np.int_]
+    windows: slice
+
+
 class Said(NamedTuple):
     """What each engine said, by its name; NaN where it has not been asked.
 
-    outputs: score and weight of each slice's windows, (images, WINDOWS, 2). seconds: a window's, (images,).
+    outputs: score and weight of each slice's windows, (images, WINDOWS, 2). seconds: of each batch, (batches,).
     """
 
     outputs: dict[str, NDArray[np.float32]]
     seconds: dict[str, NDArray[np.float32]]
 
 
-def judge(manifest: Manifest, found: dict[str, Engine], batches: list[NDArray[np.int_]], kept: Path) -> Said:
-    """Ask each engine of the batches of slices that are its own, keeping every answer at once."""
-    said = _read(kept, list(found), len(manifest.rows))
+def in_batches(order: NDArray[np.int_]) -> list[Batch]:
+    """All slices for some of their windows, then for others: a run that is cut short has seen every slice."""
+    return [
+        Batch(order[start : start + SLICES], slice(part, None, ROUNDS))
+        for part in range(ROUNDS)
+        for start in range(0, len(order), SLICES)
+    ]
+
+
+def windows_of(manifest: Manifest, batch: Batch) -> NDArray[np.float32]:
+    """A batch's windows, slice after slice. WINDOWS of a slice lie evenly over what is judged of it."""
+    parts = []
+    for row in batch.rows:
+        found = cut(read_image(manifest.rows[row].path), PREPARATION)
+        parts.append(found.take(((np.arange(WINDOWS) + 0.5) / WINDOWS * len(found)).astype(int)[batch.windows]))
+    return np.concatenate(parts)
+
+
+def judge(manifest: Manifest, found: dict[str, Engine], batches: list[Batch], kept: Path, minutes: float) -> Said:
+    """Ask each engine of the batches that are its own, keeping every answer at once, until time is up."""
+    said = _read(kept, list(found), len(manifest.rows), len(batches))
     began = time.time()
     for number, batch in enumerate(batches):
         asked = [
             name
-            for name, outputs in said.outputs.items()
-            if number % SPARE.get(name, 1) == 0 and np.isnan(outputs[batch]).any()
+            for name in found
+            if number % SPARE.get(name, 1) == 0 and np.isnan(said.outputs[name][batch.rows, batch.windows]).any()
         ]
         if not asked:
             continue
-        windows = np.concatenate([spread_windows(manifest.rows[i].path) for i in batch])
+        if time.time() - began > 60 * minutes:
+            break
+        windows = windows_of(manifest, batch)
         for name in asked:
             start = time.process_time()
             made = found[name].run(windows)
-            spent = (time.process_time() - start) / CHUNK  # a batch that is not full costs as much as a full one
+            said.seconds[name][number] = time.process_time() - start
             both = np.stack([made.scores_N, made.weights_N], -1)
-            said.outputs[name][batch] = both.reshape(len(batch), WINDOWS, 2)
-            said.seconds[name][batch] = spent
+            said.outputs[name][batch.rows, batch.windows] = both.reshape(len(batch.rows), -1, 2)
         _keep(kept, said)
         print(f"{number + 1} of {len(batches)} batches, {time.time() - began:.0f} s", flush=True)
     return said
 
 
-def spread_windows(path: Path) -> NDArray[np.float32]:
-    """A few windows of a slice, evenly over what is judged of it."""
-    found = cut(read_image(path), PREPARATION)
-    return found.take(((np.arange(WINDOWS) + 0.5) / WINDOWS * len(found)).astype(int))
-
-
-def _read(kept: Path, names: list[str], images: int) -> Said:
+def _read(kept: Path, names: list[str], images: int, batches: int) -> Said:
     said = Said(
         {name: np.full((images, WINDOWS, 2), np.nan, np.float32) for name in names},
-        {name: np.full(images, np.nan, np.float32) for name in names},
+        {name: np.full(batches, np.nan, np.float32) for name in names},
     )
     if kept.is_file():
         with np.load(kept) as file:
@@ -246,60 +264,68 @@ def _keep(kept: Path, said: Said) -> None:
         np.savez(file, **columns)
 
 
-def compared(
-    manifest: Manifest, said: Said, percent: Callable[[NDArray[np.float64]], NDArray[np.float64]]
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """One row an engine, beside ONNX Runtime in 32 bits on the slices that both judged; and wide beside shipped."""
-    points = {}
-    for name, outputs in said.outputs.items():
-        raw = [np.nan if np.isnan(one).any() else pool(one[:, 0], one[:, 1]) for one in outputs]
-        points[name] = np.clip(percent(np.array(raw)), 0, 100)
+Percent = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+
+def compared(manifest: Manifest, said: Said, percent: Percent) -> list[dict[str, Any]]:
+    """One row an engine, beside ONNX Runtime in 32 bits on what both judged; the last row is shipped beside wide."""
+    shipped = f"{SHIPPED}onnx"
+    pairs = {name: shipped if name.startswith(SHIPPED) else "onnx" for name in said.outputs if name != shipped}
     rows = []
-    for name, each in points.items():
-        before = points[f"{SHIPPED}onnx" if name.startswith(SHIPPED) else "onnx"]
-        index = np.flatnonzero(~np.isnan(each) & ~np.isnan(before))
+    for name, other in {**pairs, shipped: "onnx"}.items():
+        outputs, before = said.outputs[name], said.outputs[other]
+        both = ~np.isnan(outputs[..., 0]) & ~np.isnan(before[..., 0])
+        index = np.flatnonzero(both.any(1))
         if not len(index):
             continue
+        now, then = (
+            np.clip(percent(np.array([pool(*made[i, both[i]].T) for i in index])), 0, 100) for made in (outputs, before)
+        )
         those = [manifest.rows[i] for i in index]
-        apart = np.abs(each[index] - before[index])
         rows.append(
             {
                 "engine": name,
+                "beside": other,
                 "images": len(index),
-                "seconds_window": float(np.nanmedian(said.seconds[name])),
-                "mean_difference": float(apart.mean()),
-                "largest_difference": float(apart.max()),
-                "srocc": agreement(each[index], those),
-                "srocc_change": ranks_changed(each[index], before[index], those),
+                "windows": int(both.sum()),
+                "seconds_window": float(np.nanmedian(said.seconds[name])) / CHUNK,  # the engine fills a batch up
+                "mean_difference": float(np.abs(now - then).mean()),
+                "largest_difference": float(np.abs(now - then).max()),
+                "srocc": agreement(now, those),
+                "srocc_change": ranks_changed(now, then, those),
             }
         )
-    both = np.abs(points["onnx"] - points[f"{SHIPPED}onnx"])
-    return rows, {"mean": float(np.nanmean(both)), "largest": float(np.nanmax(both))}
+    return rows
 
 
 def markdown(made: dict[str, Any]) -> str:
     """The table of docs/engines.md."""
-    lines = ["| full width, widened | slices | ms a window | mean difference, points | largest | SROCC, change |"]
-    lines += ["| --- | ---: | ---: | ---: | ---: | --- |"]
-    for row in made["engines"]:
+    *engines, shipped = made["engines"]
+    lines = [
+        "| full width, widened | slices | windows | ms a window | mean difference, points | largest | SROCC, change |"
+    ]
+    lines += ["| --- | ---: | ---: | ---: | ---: | ---: | --- |"]
+    for row in engines:
         ranks = ", ".join(f"{name} {change:+.4f}" for name, change in row["srocc_change"].items())
         lines += [
-            f"| {row['engine']} | {row['images']} | {1e3 * row['seconds_window']:.3g} | {row['mean_difference']:.3f} "
-            f"| {row['largest_difference']:.2f} | {ranks} |"
+            f"| {row['engine']} | {row['images']} | {row['windows']} | {1e3 * row['seconds_window']:.3g} "
+            f"| {row['mean_difference']:.3f} | {row['largest_difference']:.2f} | {ranks} |"
         ]
-    moved, by_engine = made["moved"], {row["engine"]: row for row in made["engines"]}
+    wide = next(row for row in engines if row["engine"] == "onnx")
     ranks = "; ".join(
-        f"{name} {wide:.3f}, shipped {by_engine[f'{SHIPPED}onnx']['srocc'][name]:.3f}"
-        for name, wide in by_engine["onnx"]["srocc"].items()
+        f"{name} {each:.3f}, shipped {shipped['srocc'][name]:.3f}" for name, each in wide["srocc"].items()
     )
+    least, most = made["windows"]
+    count = f"{least} to {most}" if least < most else f"{most}"
     return "\n".join(lines) + (
         f"\n\nWidened from the shipped weights ({made['parameters'] / 1e6:.1f} M parameters, "
         f"{made['gmac_window']:.1f} G multiply-accumulates a window), every weight of the towers jittered by "
-        f"{made['jitter']:.0%}, not trained further. Before the jitter its scores are the shipped ones within "
-        f"{100 * made['apart']:.0e} points; after it they lie {moved['mean']:.1f} points from them on average, "
-        f"{moved['largest']:.0f} at most, and SROCC with the readers is {ranks}. Each slice is judged from "
-        f"{made['windows']} windows spread over it, the same in every engine; one thread, processor time. Made by "
-        f"`{made['command']}` at commit `{made['commit'][:10]}` on {made['machine']}.\n"
+        f"{made['jitter']:.0%}, not taught further. Before the jitter scores are the shipped ones within "
+        f"{100 * made['apart']:.4f} points. After it they lie {shipped['mean_difference']:.2f} points from them on "
+        f"average, {shipped['largest_difference']:.1f} at most, and their SROCC with the readers is {ranks}. "
+        f"Each slice is judged from {count} windows spread over it, the same in every engine: so few windows average "
+        f"less than a whole slice's, so these differences are rather too large. One thread, processor time. "
+        f"Made by `{made['command']}` at commit `{made['commit'][:10]}` on {made['machine']}.\n"
     )
 
 
@@ -307,19 +333,18 @@ def main() -> None:
     """Widen, judge what is missing, compare, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
-    parser.add_argument("--images", type=int, help="of the study; all by itself")
+    parser.add_argument("--minutes", type=float, default=np.inf, help="of judging; no limit by itself")
     options = parser.parse_args()
     torch.set_num_threads(1)
     study = Path(os.environ.get("SAQM_SHARED", ROOT.parent / "shared")).resolve() / "data" / "ct_reader_study"
     manifest = ct_reader_study(study)
-    folder = options.runs / "wide" / f"jitter-{JITTER:g}-windows-{WINDOWS}-seed-{SEED}"
+    folder = options.runs / "wide" / f"jitter-{JITTER:g}-seed-{SEED}"
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(SEED)
-    order = rng.permutation(len(manifest.rows))[: options.images]
-    batches = [order[start : start + SLICES] for start in range(0, len(order), SLICES)]
+    batches = in_batches(rng.permutation(len(manifest.rows)))
     narrow, header = load_network(open_model(DEFAULT_MODEL, "safetensors"))
     plain = widen(narrow, WIDTH, rng)
-    probe = np.concatenate([spread_windows(manifest.rows[i].path) for i in batches[0]])
+    probe = windows_of(manifest, batches[0])
     with torch.inference_mode():
         apart = float((plain(torch.from_numpy(probe)).score - narrow(torch.from_numpy(probe)).score).abs().max())
     print(f"widened, not jittered: scores of 0 to 1 differ by {apart:.1e}", flush=True)
@@ -331,9 +356,10 @@ def main() -> None:
         began = time.time()
         written(jittered(plain, JITTER, rng), header.model_copy(update={"name": "wide"}), calibrated_on, folder)
         print(f"int8 calibrated on {len(calibrated_on)} windows, {time.time() - began:.0f} s", flush=True)
-    found = everything(files, forms(folder), probe)
-    said = judge(manifest, found, batches, folder / "said.npz")
-    rows, moved = compared(manifest, said, ModelScorer(found["onnx"]).percent)
+    found = everything(files, forms(folder))
+    said = judge(manifest, found, batches, folder / "said.npz", options.minutes)
+    judged = (~np.isnan(said.outputs["onnx"][..., 0])).sum(1)
+    judged = judged[judged > 0]
     record = {
         "command": "make full-width",
         "commit": commit(),
@@ -343,10 +369,9 @@ def main() -> None:
         "gmac_window": multiply_accumulates(plain.architecture) / 1e9,
         "jitter": JITTER,
         "seed": SEED,
-        "windows": WINDOWS,
+        "windows": [int(judged.min()), int(judged.max())],
         "apart": apart,
-        "moved": moved,
-        "engines": rows,
+        "engines": compared(manifest, said, ModelScorer(found["onnx"]).percent),
     }
     (RESULTS / "full_width.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "full_width.md").write_text(markdown(record), encoding="utf-8")
