@@ -55,7 +55,7 @@ ROUNDED = "torch-bf16, computed in 32 bits"
 SHIPPED = "shipped: "
 # Every how many batches an engine judges one; those not named judge all. The other two libraries in 32 bits differ
 # from ONNX Runtime by the order of sums only.
-SPARE = {"openvino": 13, "torch": 13, ROUNDED: 3}
+SPARE = {"openvino": 13, "torch": 13}
 
 Forward = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], ...]]
 
