@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export SAQM_SHARED ?= ../shared
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check format format-check lint types docs docs-check train-default fit-metrics laws table2 table3 ablations evidence signs ceilings natural findings test-pacs check-deploy benchmark-metrics benchmark-service benchmark-peers benchmark-pipeline front compress benchmark clean
+.PHONY: help env demo test check format format-check lint types docs docs-check train-default fit-metrics laws table2 table3 ablations evidence signs ceilings natural findings test-pacs check-deploy benchmark-metrics benchmark-service benchmark-peers benchmark-pipeline front compress full-width benchmark clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -115,6 +115,9 @@ front: env ## accuracy against cost: narrower members distilled from the default
 
 compress: env ## what compression does to the default: low rank, depthwise, narrower, int8, shared convolutions
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/compress.py
+
+full-width: env ## the paper's full network, widened from the shipped one, in every engine and precision (an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/full_width.py
 
 benchmark: env ## what models cost, this machine's limits, engines and precisions beside them, very many images
 	$(BIN)/python benchmarks/cost.py

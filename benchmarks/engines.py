@@ -35,8 +35,8 @@ from saqm.engine import Engine, EngineName, form_of, load_engine
 from saqm.evaluate import srocc
 from saqm.export import export_onnx, load_network, save_network
 from saqm.image import read_image
-from saqm.manifest import Manifest
-from saqm.modelfile import DEFAULT_MODEL, open_model, read_header
+from saqm.manifest import Manifest, Row
+from saqm.modelfile import DEFAULT_MODEL, ModelHeader, open_model, read_header
 from saqm.network import SAQM, Architecture, multiply_accumulates
 from saqm.patches import CHUNK, cut
 from saqm.quantise import quantise
@@ -63,26 +63,37 @@ def forms(folder: Path) -> dict[str, Path]:
 
 def paper_forms(folder: Path, windows_N3PP: NDArray[np.float32]) -> dict[str, Path]:
     """The paper's network, untaught, by form."""
-    arch = Architecture()
-    network = SAQM(arch, seed=0).eval()
+    network = SAQM(Architecture(), seed=0).eval()
     shipped = read_header(open_model(DEFAULT_MODEL))
+    return written(network, shipped.model_copy(update={"name": "paper", "calibration": None}), windows_N3PP, folder)
+
+
+def written(network: SAQM, header: ModelHeader, windows_N3PP: NDArray[np.float32], folder: Path) -> dict[str, Path]:
+    """A network by form, under a header that is given its architecture; int8 calibrated on the windows."""
+    arch, name = network.architecture, header.name
     named = {name: getattr(arch, name) for name in ("width", "trunks", "norm", "pool", "hidden", "members", "weighted")}
-    header = shipped.model_copy(
-        update={"name": "paper", "architecture": modelfile.Architecture(**named, init=arch.init), "calibration": None}
-    )
-    save_network(network, header, folder / "paper.safetensors")
-    export_onnx(network, header, folder / "paper.onnx")
-    small = quantise(modelfile.read_model(folder / "paper.onnx").data, windows_N3PP)
-    modelfile.write_onnx(small, header, folder / "paper-int8.onnx")
+    header = header.model_copy(update={"architecture": modelfile.Architecture(**named, init=arch.init)})
+    save_network(network, header, folder / f"{name}.safetensors")
+    export_onnx(network, header, folder / f"{name}.onnx")
+    small = quantise(modelfile.read_model(folder / f"{name}.onnx").data, windows_N3PP)
+    modelfile.write_onnx(small, header, folder / f"{name}-int8.onnx")
+    return by_form(folder, name)
+
+
+def by_form(folder: Path, name: str) -> dict[str, Path]:
+    """Where `written` puts each form."""
     return {
-        "onnx": folder / "paper.onnx", "safetensors": folder / "paper.safetensors", "int8": folder / "paper-int8.onnx"
+        "onnx": folder / f"{name}.onnx", "safetensors": folder / f"{name}.safetensors",
+        "int8": folder / f"{name}-int8.onnx",
     }  # fmt: skip
 
 
-def engines(files: dict[str, Path], threads: int) -> dict[str, Engine]:
+def engines(
+    files: dict[str, Path], threads: int, names: Sequence[EngineName] = get_args(EngineName)[1:]
+) -> dict[str, Engine]:
     """Every engine that is here, by its name; one that a trial refused is left out, and said."""
     found = {}
-    for name in get_args(EngineName)[1:]:
+    for name in names:
         if name.startswith("cuda") or (name.startswith("openvino") and not importlib.util.find_spec("openvino")):
             continue
         for form in ("int8", form_of(name)) if form_of(name) == "onnx" and "-" not in name else (form_of(name),):
@@ -152,8 +163,6 @@ def accuracy(files: dict[str, Path], manifest: Manifest, index: Sequence[int]) -
         for name, scorer in scorers.items():
             seen[name].append(scorer.observe(image))
     rows = [manifest.rows[i] for i in index]
-    judged = np.array([row.judged and row.score is not None for row in rows])
-    opinions, domains = np.array([row.score or 0.0 for row in rows]), np.array([row.domain for row in rows])
     known = scorers["onnx"].header.calibration
     assert known is not None
     percents = {
@@ -163,22 +172,34 @@ def accuracy(files: dict[str, Path], manifest: Manifest, index: Sequence[int]) -
     found = []
     for name, percent in percents.items():
         apart = np.abs(percent - percents["onnx"])
-        ranks = {
-            str(domain): srocc(percent[which], opinions[which]) - srocc(percents["onnx"][which], opinions[which])
-            for domain in sorted(set(domains))
-            if (which := judged & (domains == domain)).sum() > 2
-        }
         found.append(
             {
                 "engine": name,
                 "images": len(rows),
                 "mean_difference": float(apart.mean()),
                 "largest_difference": float(apart.max()),
-                "srocc_change": ranks,
+                "srocc_change": ranks_changed(percent, percents["onnx"], rows),
                 "flags_changed": int(np.sum(np.array(flags[name]) != np.array(flags["onnx"]))),
             }
         )
     return found
+
+
+def ranks_changed(percent: NDArray[np.float64], before: NDArray[np.float64], rows: Sequence[Row]) -> dict[str, float]:
+    """By how much the rank correlation with the opinions differs from what it was, per domain, on judged rows."""
+    now, then = agreement(percent, rows), agreement(before, rows)
+    return {domain: now[domain] - then[domain] for domain in now}
+
+
+def agreement(percent: NDArray[np.float64], rows: Sequence[Row]) -> dict[str, float]:
+    """Rank correlation with the opinions per domain, on judged rows."""
+    judged = np.array([row.judged and row.score is not None for row in rows])
+    opinions, domains = np.array([row.score or 0.0 for row in rows]), np.array([row.domain for row in rows])
+    return {
+        str(domain): srocc(percent[which], opinions[which])
+        for domain in sorted(set(domains))
+        if (which := judged & (domains == domain)).sum() > 2
+    }
 
 
 def slice_times(files: dict[str, Path], windows_N3PP: NDArray[np.float32], threads: int) -> dict[str, float]:
