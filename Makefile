@@ -24,8 +24,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: env ## score real files, then one made worse step by step; leaves tables and pictures in demo/
 	$(BIN)/python examples/demo.py --out demo
 
-test: env ## run every test, with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term
+test: env ## run every test, with coverage: a process a core, each file's tests in one, on one thread of torch
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term
 
 test-pacs: env ## the loop through a real PACS: installs Orthanc and DICOM's tools (Debian), then pushes images through
 	sh tests/pacs/install.sh

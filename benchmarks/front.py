@@ -33,7 +33,7 @@ from saqm.datasets import ct_reader_study
 from saqm.evaluate import evaluate_predictions
 from saqm.export import load_network, onnx_graph
 from saqm.image import read_image
-from saqm.loop import bf16_survives
+from saqm.loop import bf16_pays
 from saqm.manifest import Manifest, Row, folds
 from saqm.network import SAQM, multiply_accumulates
 from saqm.patches import CHUNK, Preparation, cut, pool
@@ -101,7 +101,7 @@ def lesson(teacher: SAQM, rows: list[Row], per_image: int = PER_IMAGE) -> Lesson
 def distil(taught: Lesson, width: Fraction) -> SAQM:
     """A student of that width, taught from scratch what the teacher says."""
     student = SAQM(replace(SLIM, width=float(width)), seed=SEED)
-    course = Course(STEPS, BATCH, RATE, mirrored=True, hint=0.0, coarse=bf16_survives())
+    course = Course(STEPS, BATCH, RATE, mirrored=True, hint=0.0, coarse=bf16_pays())
     return teach(student, taught, course, f"width {width}")
 
 

@@ -33,7 +33,7 @@ from scale import DOCS, fill
 
 from saqm.frozen import DENSE_STRIDE
 from saqm.image import Image, from_array
-from saqm.loop import LoopConfig, bf16_survives, fit
+from saqm.loop import LoopConfig, bf16_pays, fit
 from saqm.network import SAQM, Architecture
 from saqm.opinions import OpinionTask, Sample
 from saqm.patches import Preparation, cut, planes
@@ -133,14 +133,14 @@ def loop_seconds(chosen: Recipe, network: SAQM, steps: int) -> list[float]:
 
 def speeds(width: float, images: int, rounds: int) -> dict[str, float]:
     """Median patches a second of every arm; the arms take turns."""
-    usable = [arm for arm in (*ALONE, TOGETHER) if not arm.bf16 or bf16_survives()]
+    usable = [arm for arm in (*ALONE, TOGETHER) if not arm.bf16 or bf16_pays()]
     steps = {arm.name: plain_step(arm, width, images) for arm in usable}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     loops = {
         LOOP_AS_PLAIN: recipe(width, images, shared=False, bf16=False),
         LOOP_SHARED: recipe(width, images, shared=True, bf16=False),
     }
-    if bf16_survives():
+    if bf16_pays():
         loops[LOOP_FAST] = recipe(width, images, shared=True, bf16=True)
     for step in steps.values():
         step()  # to warm up
@@ -182,7 +182,7 @@ def memory_per_patch(width: float, images: int) -> dict[str, float]:
     found = {}
     for arm in (*ALONE, TOGETHER):
         alone = arm.cached and arm is not TOGETHER  # where pictures come from is no matter here
-        if alone or (arm.bf16 and not bf16_survives()):
+        if alone or (arm.bf16 and not bf16_pays()):
             continue
         for scale in (4, 16):  # where a process's start takes more than the smaller steps, larger ones tell
             counts = (scale * images, 3 * scale * images)
@@ -250,7 +250,7 @@ def main() -> None:
         "measured": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
         "load_average": round(os.getloadavg()[0], 1),
         "dense_stride": DENSE_STRIDE,
-        "bf16_survives": bf16_survives(),
+        "bf16_pays": bf16_pays(),
         "sizes": tables,
     }
     options.out.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from saqm import engine_trial
-from saqm.engine_trial import BELOW_AMX, CAP, refusal
+from saqm.engine_trial import BELOW_AMX, CAP, computes_bf16, refusal
 
 DIES = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
 CURED = f"import os, signal; os.environ.get({CAP!r}) or os.kill(os.getpid(), signal.SIGILL)"
@@ -119,3 +119,21 @@ def test_the_child_finds_what_its_parent_finds(tmp_path: Path, monkeypatch: pyte
     assert "No module named 'only_here'" in str(refusal("import only_here", package="numpy"))
     monkeypatch.syspath_prepend(str(tmp_path))
     assert refusal("import only_here, sys; assert sys.argv[1] == 'given'", "given", package="numpy") is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "features", "has"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16", "", True),
+        ("flags\t\t: fpu amx_bf16 amx_tile", "", True),
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni", "", False),
+        ("", "Features\t: fp asimd bf16", True),
+        ("", "Features\t: fp asimd", False),
+        ("", "", None),
+    ],
+)
+def test_bf16_is_computed_where_the_processor_lists_it(
+    monkeypatch: pytest.MonkeyPatch, flags: str, features: str, has: bool | None
+) -> None:
+    monkeypatch.setattr(engine_trial, "_machine", lambda: ("x86_64", "model name\t: AMD bf16 EPYC", flags, features))
+    assert computes_bf16() is has

@@ -310,13 +310,15 @@ def test_cuda_where_there_is_none_is_refused(precision: loop.Precision, monkeypa
 
 
 def test_bf16_is_refused_where_its_trial_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "bf16_survives", lambda: False)
-    with pytest.raises(TrainingError, match=r"precision='bf16': a trial .* failed on this machine; use precision='32'"):
+    monkeypatch.setattr(loop, "bf16_pays", lambda: False)
+    with pytest.raises(
+        TrainingError, match=r"precision='bf16': .*no instructions.*a trial.*failed; use precision='32'"
+    ):
         taught(config=replace(CONFIG, precision="bf16"))
 
 
 def test_auto_falls_back_to_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "bf16_survives", lambda: False)
+    monkeypatch.setattr(loop, "bf16_pays", lambda: False)
     assert taught(config=replace(CONFIG, precision="auto")) == taught()
 
 
@@ -324,7 +326,7 @@ def test_full_precision_asks_for_no_trial(monkeypatch: pytest.MonkeyPatch) -> No
     def trial() -> bool:
         raise AssertionError("a child process was started for nothing")
 
-    monkeypatch.setattr(loop, "bf16_survives", trial)
+    monkeypatch.setattr(loop, "bf16_pays", trial)
     taught()
 
 
@@ -333,7 +335,19 @@ def test_a_child_killed_by_its_kernels_is_no_survivor(monkeypatch: pytest.Monkey
     dies.write_text("#!/bin/sh\nkill -ILL $$\n")
     dies.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(dies))
-    assert not loop.bf16_survives.__wrapped__()  # past what this process remembers
+    monkeypatch.setattr(loop, "computes_bf16", lambda: True)
+    assert not loop.bf16_pays.__wrapped__()  # past what this process remembers
+
+
+def test_a_processor_without_instructions_for_bf16_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial would come through: torch emulates them, far slower than in 32 bits."""
+
+    def trial(*_: object, **__: object) -> None:
+        raise AssertionError("a child process was started for nothing")
+
+    monkeypatch.setattr(loop, "refusal", trial)
+    monkeypatch.setattr(loop, "computes_bf16", lambda: False)
+    assert not loop.bf16_pays.__wrapped__()
 
 
 def test_without_lightning_training_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from saqm.engine import EngineName, load_engine
 from saqm.errors import MissingExtra, ModelFileError, SaqmError
 from saqm.export import export_command
 from saqm.image import read_image
-from saqm.modelfile import DEFAULT_MODEL, ModelHeader, open_model, read_header, write_onnx
+from saqm.modelfile import DEFAULT_MODEL, Form, ModelHeader, open_model, read_header, write_onnx
 from saqm.patches import CHUNK
 from saqm.quantise import LARGEST_WEIGHT, quantise
 from saqm.scorer import ModelScorer, load_scorer
@@ -284,6 +284,20 @@ def test_openvino_agrees_in_32_bits_and_nearly_in_bf16(models: tuple[Path, Path]
         assert "32 bits" in coarse.warnings[0]
 
 
+@pytest.mark.parametrize(("form", "plain"), [("onnx", "openvino"), ("safetensors", "torch")])
+def test_without_instructions_for_bf16_it_is_not_used_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, models: tuple[Path, Path], form: Form, plain: str
+) -> None:
+    """A trial would come through: torch emulates it slowly, OpenVINO computes in 32 bits without a word."""
+    openvino_or_skip(plain)
+    monkeypatch.setattr(engine_module, "computes_bf16", lambda: False)
+    path = models[0] if form == "onnx" else open_model(DEFAULT_MODEL, form)
+    loaded = load_engine(path, f"{plain}-bf16")  # type: ignore[arg-type]
+    assert loaded.name == plain
+    assert "no instructions for bfloat16" in loaded.warnings[0]
+    assert f"{plain} ran the model in 32 bits" in loaded.warnings[0]
+
+
 def test_openvino_refuses_a_foreign_and_a_broken_graph(
     tmp_path: Path, header: ModelHeader, toy_onnx: Callable[..., bytes]
 ) -> None:
@@ -300,7 +314,8 @@ def test_openvino_refuses_a_foreign_and_a_broken_graph(
 
 
 @pytest.mark.slow
-def test_torch_in_bf16_scores_the_shipped_model_nearly_the_same() -> None:
+def test_torch_in_bf16_scores_the_shipped_model_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "computes_bf16", lambda: True)  # where it is not, torch emulates it
     windows = np.random.default_rng(1).standard_normal((CHUNK, 3, 32, 32), np.float32)
     path = open_model(DEFAULT_MODEL, "safetensors")
     whole, coarse = load_engine(path, "torch"), load_engine(path, "torch-bf16")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from saqm.engine_trial import refusal
+from saqm.engine_trial import computes_bf16, refusal
 from saqm.errors import MissingExtra, ModelFileError, NotScorable, SaqmError
 from saqm.modelfile import Form, ModelFile, ModelHeader, read_model, unpack
 from saqm.patches import CHUNK, Preparation
@@ -110,7 +110,8 @@ def load_engine(path: str | Path, engine: EngineName = "auto", threads: int | No
 
     `threads` is for one run; None leaves it to the engine. torch knows only one number of threads for the whole
     process: setting it here sets it there. Whatever computes in less than 32 bits on a CPU is tried in a child process
-    first; if that dies, the same model runs in 32 bits, and the engine's name and warnings say so.
+    first; if that dies, or the processor has no bfloat16, the same model runs in 32 bits, and the engine's name and
+    warnings say so.
     Raises ModelFileError for a file that is refused, SaqmError for an engine that does not run it or a GPU that is not
     there, MissingExtra without the engine's package.
     """
@@ -127,7 +128,10 @@ def load_engine(path: str | Path, engine: EngineName = "auto", threads: int | No
     if library == "openvino" and find_spec("openvino") is None:  # asked for by name: nothing else runs in its place
         raise MissingExtra("openvino", "openvino", "engine openvino")
     if precision and library != "cuda":
-        reason = refusal(_TRIAL, str(path), chosen, package=_PACKAGE[library], about=f"{name} {model.sha256}")
+        if precision == "bf16" and computes_bf16() is False:
+            reason: str | None = "its processor has no instructions for bfloat16"
+        else:
+            reason = refusal(_TRIAL, str(path), chosen, package=_PACKAGE[library], about=f"{name} {model.sha256}")
         if reason is not None:
             plain = "onnx" if precision == "int8" else library
             warnings = (f"engine {name} is not used on this machine ({reason}): {plain} ran the model in 32 bits",)

@@ -24,6 +24,7 @@ from saqm.writing import replacing
 
 CAP = "ONEDNN_MAX_CPU_ISA"  # what oneDNN reads, once, when its first kernel is made
 BELOW_AMX = "AVX512_CORE_BF16"  # https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html
+BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # as Linux lists them, the last on Arm
 PATIENCE = 120.0  # seconds; a trial takes about one
 ILLEGAL = (
     -signal.SIGILL,
@@ -66,6 +67,16 @@ def refusal(script: str, *arguments: str, package: str, about: str = "") -> str 
         return f"{verdict.ended}; it runs where {CAP}={verdict.cap} is set before Python starts"
     os.environ[CAP] = verdict.cap
     return None
+
+
+def computes_bf16() -> bool | None:
+    """Whether the processor lists instructions for bfloat16; None where the system does not say what it lists.
+
+    Without them its kernels come through a trial and are of no use: torch emulates them, eight times slower than in 32
+    bits, and OpenVINO computes in 32 bits without a word.
+    """
+    listed = " ".join(_machine()[-2:]).split()
+    return any(name in listed for name in BF16) if listed else None
 
 
 def cache_folder() -> Path:

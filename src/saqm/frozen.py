@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from saqm.image import Image
-from saqm.loop import bf16_survives
+from saqm.loop import bf16_pays
 from saqm.network import SAQM
 from saqm.patches import CHUNK, cut
 from saqm.recipes import Recipe
@@ -28,7 +28,7 @@ class Features:
 
     def __init__(self, network: SAQM, recipe: Recipe) -> None:
         self.network, self.preparation = network, recipe.preparation
-        self.coarse = recipe.teaching.features == "bf16" and bf16_survives()
+        self.coarse = recipe.teaching.features == "bf16" and bf16_pays()
 
     def __call__(self, image: Picture, stride: int) -> Tensor:
         if isinstance(image, Tensor):

@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from saqm.engine_trial import refusal
+from saqm.engine_trial import computes_bf16, refusal
 from saqm.errors import MissingExtra, TrainingError
 from saqm.together import normalised_together
 
@@ -209,8 +209,13 @@ def _without_unchanged(value: Any) -> Any:
 
 
 @cache
-def bf16_survives() -> bool:
-    """Whether this machine runs bfloat16 kernels: tried in a child process, for some kill the process (SIGILL)."""
+def bf16_pays() -> bool:
+    """Whether to teach in bfloat16 here: the processor has instructions for it, and does not die of them (SIGILL).
+
+    The latter is tried in a child process. Where the system does not say what the processor has, the trial decides.
+    """
+    if computes_bf16() is False:
+        return False
     trial = (
         "import torch;"
         "m = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3), torch.nn.Flatten(), torch.nn.Linear(32 * 900, 64));"
@@ -260,9 +265,12 @@ def _fabric(config: LoopConfig) -> Any:
     precision = config.precision
     if config.accelerator == "cuda" and not torch.cuda.is_available():
         raise TrainingError("accelerator='cuda' was asked for and there is none here; use accelerator='cpu'")
-    if config.accelerator == "cpu" and precision != "32" and not bf16_survives():
+    if config.accelerator == "cpu" and precision != "32" and not bf16_pays():
         if precision == "bf16":
-            raise TrainingError("precision='bf16': a trial of its kernels failed on this machine; use precision='32'")
+            raise TrainingError(
+                "precision='bf16': this processor has no instructions for it, or a trial of them failed; use "
+                "precision='32'"
+            )
         precision = "32"
     name = "32-true" if precision == "32" else "bf16-mixed"
     for package in ("fabric", "pytorch"):  # they announce the precision on stderr
