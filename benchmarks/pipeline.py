@@ -263,6 +263,7 @@ def main() -> None:
         }
         record["parts"][f"{name} on {processor()}"] = {**block, "made": parts[name]()}
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (options.out / "pipeline.md").write_text(markdown(record), encoding="utf-8")
     if options.out == RESULTS:
         fill(ROOT / "docs" / "scale.md", "pipeline", markdown(record))
     print(markdown(record))

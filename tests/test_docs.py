@@ -238,3 +238,21 @@ def test_the_readme_quotes_the_committed_table_of_metrics() -> None:
             quoted = [float(number) for number in re.findall(r"-?[0-9.]+", cell)]
             wanted = [row["srocc"], row["srocc_low"], row["srocc_high"]]
             assert quoted == [pytest.approx(float(value), abs=0.0051) for value in wanted if value]
+
+
+@pytest.mark.parametrize(
+    ("page", "mark", "result"),
+    [
+        ("README.md", "peers", "peers.md"),
+        ("docs/engines.md", "engines", "engines.md"),
+        ("docs/engines.md", "full-width", "full_width.md"),
+        ("docs/models.md", "front", "front.md"),
+        ("docs/models.md", "compress", "compress.md"),
+        ("docs/scale.md", "pipeline", "pipeline.md"),
+    ],
+)
+def test_what_a_page_quotes_of_a_measurement_is_its_result(page: str, mark: str, result: str) -> None:
+    quoted = (
+        (ROOT / page).read_text(encoding="utf-8").split(f"<!-- {mark}:begin -->")[1].split(f"<!-- {mark}:end -->")[0]
+    )
+    assert quoted.strip() == (ROOT / "benchmarks" / "results" / result).read_text(encoding="utf-8").strip()
