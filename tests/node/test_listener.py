@@ -66,6 +66,17 @@ def left_over(listener: Listener) -> list[Path]:
     return list(listener._queue.incoming.iterdir())
 
 
+def lets_in(listener: Listener) -> bool:
+    """Whether it accepts an association from whom it knows."""
+    entity = AE("CT1")
+    entity.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+    assoc = entity.associate("127.0.0.1", listener.port, ae_title="SAQM")
+    accepted = assoc.is_established
+    if accepted:
+        assoc.release()
+    return accepted
+
+
 def is_alive(listener: Listener) -> bool:
     """Whether it still takes an image from whom it knows."""
     return send(listener.port, [image(int(time.monotonic() * 1e6))]) == [0]
@@ -434,6 +445,7 @@ def test_idle_connections_are_bounded_and_do_not_keep_others_out_for_long(listen
     time.sleep(0.3)
     assert len(listener._server.active_associations) <= 2 + guarded.BEYOND
     wait_for(lambda: not listener._server.active_associations)
+    wait_for(lambda: lets_in(listener))  # those that the system held back are thrown out in their turn
     assert is_alive(listener)
     for each in idle:
         each.close()
