@@ -376,7 +376,8 @@ def test_a_node_that_is_killed_again_and_again_reports_each_image_exactly_once(
     orthanc: Orthanc, node: Callable[..., Node]
 ) -> None:
     images = orthanc.take(IMAGES)
-    scorer = node(orthanc, by_store(orthanc))
+    # on a slow machine one image may be in hand at each of the four kills, and is not to be given up for them
+    scorer = node(orthanc, by_store(orthanc), "attempts = 9")
     for moment in ("accepted", "scored", "reported", "delivered"):
         begun = len(scorer.log())
         scorer.start()
