@@ -78,7 +78,7 @@ def test_a_node_that_is_killed_again_and_again_reports_each_instance_exactly_onc
 
     images = [image(number, series=f"1.2.3.{number % 3}") for number in range(12)]
     accepted: set[str] = set()
-    node = process()
+    node = process(attempts=9)  # one may be in hand at each of the kills, and is not to be given up for them
 
     sending = Thread(target=send_until_accepted, args=(node, images, accepted))
     sending.start()
