@@ -346,10 +346,10 @@ def run_once(network: SAQM, windows: Windows) -> tuple[NDArray[np.float32], NDAr
     """Score and weight of each window, (N,), cut from the features of the whole image; normalisation folded in before.
 
     Not exact: alone, a window is padded with zeros at its own border; here only the picture is. The windows must lie
-    whole features apart. Raises ValueError where they do not.
+    whole features apart, in planes of the whole image. Raises ValueError where they do not.
     """
-    if (windows.positions_N2 % DOWN).any():
-        raise ValueError(f"windows must lie multiples of {DOWN} pixels apart, as the features do")
+    if windows.corner != (0, 0) or (windows.positions_N2 % DOWN).any():
+        raise ValueError(f"windows of a whole image are wanted, multiples of {DOWN} pixels apart, as the features are")
     image = torch.from_numpy(windows.planes_CHW)[None].contiguous(memory_format=torch.channels_last)
     features = network.trunk(image)
     side = windows.patch // DOWN
@@ -388,7 +388,7 @@ def sharing(teacher: SAQM, rows: list[Row], percent: Percent) -> list[dict[str, 
         images = [read_image(rows[at].path) for at in np.linspace(0, len(rows) - 1, number).astype(int)]
         scores, alone_N, once_N = [], [], []
         for image in images:
-            windows = cut(image, PREPARATION, stride)
+            windows = replace(cut(image, PREPARATION, stride), planes_CHW=planes(image, PREPARATION), corner=(0, 0))
             both = run_alone(network, windows), run_once(network, windows)
             scores.append(percent(np.array([pool(*one) for one in both])))
             alone_N.append(both[0][0])

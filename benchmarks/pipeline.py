@@ -127,7 +127,8 @@ def killed_and_resumed(folder: Path, out: Path, jobs: int, files: int) -> dict[s
         os.killpg(process.pid, signal.SIGKILL)
     kept = lines(journal) - 1  # its first line is the header
     done = subprocess.run([*command(folder, out, jobs, "--resume")], capture_output=True, text=True, check=True)
-    return {"kept": kept, "rows": len(rows(out)), "said": done.stderr.strip().splitlines()[-1]}
+    said = done.stderr.strip().splitlines()[-1]
+    return {"kept": kept, "rows": len(rows(out)), "said": said.removesuffix(f": {out}")}
 
 
 def lines(path: Path) -> int:
