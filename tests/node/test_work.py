@@ -14,6 +14,7 @@ import pytest
 from pydicom import Dataset
 from tests.node.conftest import NAME, Pacs, image, send, wait_for
 
+import saqm.node.work
 from saqm.errors import ModelFileError, SaqmError
 from saqm.node.queue import status
 from saqm.node.running import Node
@@ -173,6 +174,18 @@ def test_what_ended_the_node_too_often_is_not_tried_again_but_reported(
     (said,) = pacs.reported
     assert said.status == "not_scored"
     assert "the node ended 3 times while this was in hand" in " ".join(said.reasons)
+
+
+def test_an_instance_is_told_as_scored_once_a_crash_cannot_take_it_back(
+    run: Callable[..., Node], pacs: Pacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, happened = run(), []
+    really = node.queue.note_scored
+    monkeypatch.setattr(node.queue, "note_scored", lambda noted: really(noted) or happened.append("noted"))
+    monkeypatch.setattr(saqm.node.work, "tell", lambda event, **_: happened.append(event))
+    send(node.port, [image(0)])
+    wait_for(lambda: pacs.got)
+    assert [each for each in happened if each in ("noted", "scored")] == ["noted", "scored"]
 
 
 def test_what_no_report_can_be_made_of_costs_no_other_its_report(

@@ -136,6 +136,7 @@ class Work:
             if self._abandon.is_set() and _unread(answer.scores)
         ]
         noted: list[tuple[Waiting, str | None]] = [(each, "ended the node") for each in given_up]
+        told: list[dict[str, object]] = []
         for each, answer in zip(tried, answers, strict=True):
             if each in stopped:
                 continue
@@ -143,10 +144,11 @@ class Work:
             why = _why_aside(answer.scores)
             noted.append((each, why))
             scored = sum(score.status == "scored" for score in answer.scores)
-            tell(
-                "scored", instance=each.uid, frames=len(answer.scores), not_scored=len(answer.scores) - scored, why=why
-            )
+            frames = len(answer.scores)
+            told.append({"instance": each.uid, "frames": frames, "not_scored": frames - scored, "why": why})
         self._queue.note_scored(noted)
+        for one in told:  # only now: no crash can take it back
+            tell("scored", **one)
         self._put_back(stopped)
 
     def _put_back(self, instances: Sequence[Waiting]) -> None:
